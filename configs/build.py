@@ -1,0 +1,76 @@
+"""From resolved YAML to the frozen dataclasses below it: a dataclass is the schema of its YAML."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An object of dataclass `kind` from plain values; `where` is what messages call it (`method`, `task`).
+
+    A nested mapping is built first: with the class that its `_target_` names, or the one that the field's type names.
+    Raises ValueError, in one line, for unknown, missing, ill-typed and refused values.
+    """
+    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{_dotted(where, key)} is not a field; allowed are {', '.join(names) or 'none'}")
+    hints = get_type_hints(kind)
+    built = {key: _nested(hints[key], value, _dotted(where, key)) for key, value in values.items()}
+    try:
+        return TypeAdapter(kind).validate_python(built)
+    except ValidationError as error:
+        raise ValueError(_one_line(error, where)) from error
+
+
+def target(node: Mapping[str, Any], where: str) -> type[Any]:
+    """The class that a node's `_target_` names, as `package.module.Class`."""
+    path = node.get("_target_")
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"{where}: its YAML needs _target_: package.module.Class")
+    module, name = path.rsplit(".", 1)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where}: _target_={path} does not exist: {error}") from error
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise ValueError(f"{where}: _target_={path} is not a dataclass")
+    return found
+
+
+def instance(node: Mapping[str, Any], where: str) -> Any:
+    """The object that a node with a `_target_` describes."""
+    return typed(target(node, where), {k: v for k, v in node.items() if k != "_target_"}, where)
+
+
+def _nested(hint: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" in value:
+        return instance(value, where)
+    for kind in (hint, *(a for a in get_args(hint) if a is not NoneType)):
+        if isinstance(kind, type) and is_dataclass(kind):
+            return typed(kind, value, where)
+    return value
+
+
+def _one_line(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    if first["type"] == "value_error":  # the dataclass's own refusal, already a whole sentence
+        return str(first["ctx"]["error"])
+    place = _dotted(where, ".".join(str(part) for part in first["loc"][:1]))
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _dotted(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key

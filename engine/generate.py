@@ -1,0 +1,230 @@
+"""The loop: one dense prefill, then greedy decoding of all arms in lockstep, with explicit positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from engine.arm import Arm, Lockstep, Plan, SelectiveLayer, SlidingLayer
+from engine.attention import Dense
+from engine.ledger import Clock, Ledger, audit, held_bytes
+from engine.model import Model
+from engine.prefill import LayerPrefill, Prefill, Prefix
+from engine.seam import forward
+from methods.base import Budget, Layer, Observer
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When an answer ends. tokens: any of these ends it (and is part of it); before `min_new` tokens they are barred."""
+
+    max_new: int
+    tokens: frozenset[int]
+    min_new: int = 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt to answer. ids: int64 [n] on the host. seed: of this sample.
+
+    context_end: how many tokens the methods act on before the rest of the prompt passes through the compressed cache
+    (protocol question_after); None: all of them.
+    """
+
+    ids: Tensor
+    seed: int
+    stop: Stop
+    context_end: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The new tokens of one arm, the stop token included, and what they cost."""
+
+    tokens: tuple[int, ...]
+    ledger: Ledger
+    dense_short: bool
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Numbers of the clock's marks: start, prefill done, first token, and after each decode step."""
+
+    start: int
+    prefilled: int
+    built: int
+    first: int
+    steps: list[int]
+    question_after: bool
+
+
+@torch.inference_mode()
+def answer(model: Model, question: Question, plans: Sequence[Plan]) -> list[Answer]:
+    """Answers of all arms, in order. Arms with a dense prefill share one; each then decodes greedily.
+
+    Raises AuditError where a method broke its budget. Times are reported for a single arm only.
+    """
+    clock = Clock(model.device)
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    start = clock.mark()
+    num_context = question.context_end or question.ids.shape[0]
+    layers = model.layers(question.seed)
+    shared = [p for p in plans if not p.active.own_prefill]
+    prefix = prefill(model, layers, question.ids[:num_context], shared) if shared else None
+    prefilled = clock.mark()
+    arms, logits = [], []
+    for plan in plans:
+        arm, last = _start(model, layers, question.ids[:num_context], plan, prefix)
+        arms.append(arm)
+        logits.append(last)
+    prefix = None  # what an arm has dropped is free from here on
+    built = clock.mark()
+    later = question.ids[num_context:]
+    batch = _feed(model, arms, later) if later.shape[0] else torch.stack(logits)
+    tokens, marks = _decode(model, arms, batch, question.stop, clock)
+    times = Marks(start, prefilled, built, marks[0], marks[1:], later.shape[0] > 0)
+    return [_settle(model, arm, new, clock, times, len(plans) == 1) for arm, new in zip(arms, tokens, strict=True)]
+
+
+def prefill(model: Model, layers: Sequence[Layer], ids: Tensor, plans: Sequence[Plan]) -> Prefix:
+    """Dense prefill of ids [n] in chunks of `model.prefill_chunk`, seen by the observers of all plans."""
+    states = []
+    for layer, geometry in zip(layers, model.geometry, strict=True):
+        wanted = [] if geometry.window else [o for p in plans for o in _observers(p, layer)]
+        how = Dense(model.attention, geometry.window, geometry.sinks)
+        states.append(LayerPrefill(layer, how, ids.shape[0], wanted))
+    state = Prefill(states)
+    logits = torch.zeros(0)
+    for start in range(0, ids.shape[0], model.prefill_chunk):
+        state.start = start
+        chunk = ids[start : start + model.prefill_chunk]
+        logits = forward(model.network, chunk[None].to(model.device), start, state)
+    return state.finish(logits[0])
+
+
+def _observers(plan: Plan, layer: Layer) -> tuple[Observer, ...]:
+    return plan.active.observers(layer, plan.budget) if plan.budget is not None else ()
+
+
+def _start(model: Model, layers: Sequence[Layer], ids: Tensor, plan: Plan, prefix: Prefix | None) -> tuple[Arm, Tensor]:
+    """An arm that has stored ids [n], and the logits [V] of the last of them."""
+    if prefix is not None and not plan.active.own_prefill:
+        return _arm(model, layers, plan, prefix), prefix.logits
+    arm = _arm(model, layers, plan, None)
+    logits = torch.zeros(0)
+    for a in range(0, ids.shape[0], model.prefill_chunk):
+        logits = _feed(model, [arm], ids[a : a + model.prefill_chunk])
+    return arm, logits[0]
+
+
+def _arm(model: Model, layers: Sequence[Layer], plan: Plan, prefix: Prefix | None) -> Arm:
+    budgets = iter(plan.active.budgets(plan.budget or Budget(0, 0, 0), model.num_selectable))
+    states: list[SelectiveLayer | SlidingLayer] = []
+    for number, (layer, geometry) in enumerate(zip(layers, model.geometry, strict=True)):
+        empty = torch.empty(layer.num_kv_heads, 0, layer.head_dim, dtype=layer.dtype, device=layer.device)
+        keys, values = (empty, empty) if prefix is None else (prefix.keys[number], prefix.values[number])
+        if geometry.window:
+            states.append(SlidingLayer(layer, geometry.window, keys, values, geometry.sinks))
+            continue
+        state = SelectiveLayer(layer, plan, next(budgets), keys, values, geometry.sinks)
+        if prefix is not None:
+            state.build(prefix.seen[number])
+        states.append(state)
+    return Arm(plan, states, 0 if prefix is None else prefix.num_tokens)
+
+
+def _feed(model: Model, arms: Sequence[Arm], ids: Tensor) -> Tensor:
+    """Logits [R,V] after feeding ids, [m] the same for all arms or [R,m]."""
+    rows = ids.expand(len(arms), -1).to(model.device)
+    state = Lockstep(arms)
+    logits = forward(model.network, rows, arms[0].length, state)
+    state.advance(rows.shape[1])
+    return logits
+
+
+def _decode(
+    model: Model, arms: Sequence[Arm], logits: Tensor, stop: Stop, clock: Clock
+) -> tuple[list[list[int]], list[int]]:
+    """Greedy tokens of each arm, and a mark after the first token and after each step. Finished rows leave the batch."""
+    for arm in arms:
+        arm.begin_decode()
+    tokens: list[list[int]] = [[] for _ in arms]
+    rows = list(range(len(arms)))
+    marks: list[int] = []
+    barred = torch.tensor(sorted(stop.tokens), dtype=torch.long, device=logits.device)
+    while True:
+        num_new = len(marks) + 1
+        if num_new <= stop.min_new:
+            logits = logits.index_fill(1, barred, -torch.inf)
+        chosen = logits.argmax(-1).tolist()
+        marks.append(clock.mark())
+        for row, token in zip(rows, chosen, strict=True):
+            tokens[row].append(token)
+        rows = [row for row, token in zip(rows, chosen, strict=True) if token not in stop.tokens]
+        if not rows or num_new >= stop.max_new:
+            return tokens, marks
+        latest = torch.tensor([[tokens[row][-1]] for row in rows])
+        logits = _feed(model, [arms[row] for row in rows], latest)
+
+
+def _settle(model: Model, arm: Arm, tokens: list[int], clock: Clock, marks: Marks, alone: bool) -> Answer:
+    """Audit an arm, raise if it failed, and write its ledger."""
+    plan, selective = arm.plan, arm.selective
+    num_steps = len(tokens) - 1
+    prompt_audits = [layer.prompt_audit for layer in selective if layer.prompt_audit.counts]
+    audit(plan.name, plan.method, plan.budget, prompt_audits, 0)
+    mean, most = audit(plan.name, plan.method, plan.budget, [layer.audit for layer in selective], num_steps)
+    steps = max(1, num_steps)
+    traffic = [layer.store.traffic for layer in selective]
+    sliding = [t for layer in arm.layers if isinstance(layer, SlidingLayer) for t in (layer.keys, layer.values)]
+    seconds = _seconds(clock, marks, plan.active.own_prefill) if alone else Seconds()
+    ledger = Ledger(
+        attended_mean=mean,
+        attended_max=most,
+        num_steps=num_steps,
+        budget_tokens=None if plan.budget is None or plan.method.kind == "none" else plan.budget.total,
+        extra_tokens=0 if plan.budget is None else plan.budget.extra,
+        resident=held_bytes(pair for layer in selective for pair in layer.tensors()),
+        resident_full=arm.length * model.bytes_per_token,
+        resident_sliding=sum(t.numel() * t.element_size() for t in sliding),
+        moved={name: sum(getattr(t, name) for t in traffic) / steps for name in ("kv", "index", "host")},
+        cache_lookups=sum(t.lookups for t in traffic),
+        cache_hits=sum(t.hits for t in traffic),
+        store="real" if all(layer.store.real for layer in selective) else "simulated",
+        notes=dict(selective[0].index.notes()) if selective else {},
+        peak_bytes=torch.cuda.max_memory_allocated(model.device) if alone and model.device.type == "cuda" else None,
+        **asdict(seconds),
+    )
+    short = plan.budget is None and plan.method.kind != "none"
+    return Answer(tuple(tokens), ledger, short)
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """The ledger's times; all None where arms shared a run."""
+
+    prefill_s: float | None = None
+    build_s: float | None = None
+    ttft_s: float | None = None
+    tt2t_s: float | None = None
+    tpot_s: list[float] | None = None
+
+
+def _seconds(clock: Clock, marks: Marks, own_prefill: bool) -> Seconds:
+    prefilled = marks.built if own_prefill else marks.prefilled
+    build = clock.seconds(prefilled, marks.built)
+    ends = [marks.first, *marks.steps]
+    # After a dense prefill the first token does not wait for the index; it does where the question comes after it.
+    hidden_build = 0.0 if marks.question_after else build
+    return Seconds(
+        prefill_s=clock.seconds(marks.start, prefilled),
+        build_s=build,
+        ttft_s=clock.seconds(marks.start, marks.first) - hidden_build,
+        tt2t_s=clock.seconds(marks.start, ends[1]) if len(ends) > 1 else None,
+        tpot_s=[clock.seconds(a, b) for a, b in pairwise(ends)],
+    )

@@ -1,0 +1,21 @@
+"""When memory runs out: one line that says what to change."""
+
+from __future__ import annotations
+
+import torch
+
+REMEDY = (
+    "records so far are kept; give a smaller model.max_prompt or prefill_chunk, device=balanced to use all GPUs, "
+    "or dtype=bfloat16"
+)
+
+
+def explain_out_of_memory(error: Exception, num_prompt_tokens: int | None) -> None:
+    """Raise MemoryError, in one line, if `error` is any of the forms in which memory runs out; else do nothing."""
+    text = str(error)
+    out = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
+    )
+    if out:
+        what = "a prompt" if num_prompt_tokens is None else f"a prompt of {num_prompt_tokens} tokens"
+        raise MemoryError(f"out of memory on {what}; {REMEDY}") from error

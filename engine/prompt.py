@@ -1,0 +1,110 @@
+"""From the text of a task to the token ids of a prompt: truncation, chat template, stop tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class PromptRule:
+    """max_prompt: tokens before the chat wrapper. truncate: cut the middle of longer prompts; else they are errors."""
+
+    max_prompt: int
+    truncate: bool
+    chat: bool
+    chat_kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """ids: int64 [n] on the host. sha: first 16 hex digits of sha256 over the ids. truncated: the middle was cut.
+
+    context_end: tokens up to and with the last character of the context, if it was asked for.
+    """
+
+    ids: Tensor
+    sha: str
+    truncated: bool
+    context_end: int | None = None
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, rule: PromptRule, context: str | None = None) -> Prompt:
+    """The prompt that LongBench's rule makes of a text (pred.py, spec 1.3).
+
+    Too long: the first and last max_prompt/2 tokens are decoded and tokenised again, before the chat wrapper.
+    context: find the end of this stretch of the text, at which question-after methods act.
+    """
+    ids = token_ids(tokenizer, text)
+    truncated = len(ids) > rule.max_prompt
+    if truncated and not rule.truncate:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens is over model.max_prompt={rule.max_prompt}; give truncate=true or raise it"
+        )
+    if truncated:
+        text = middle_cut(tokenizer, ids, rule.max_prompt)
+    rendered = chat_text(tokenizer, text, rule.chat_kwargs) if rule.chat else text
+    # A chat template writes the special tokens itself; adding them again would give two BOS.
+    ids = token_ids(tokenizer, rendered, special=not rule.chat)
+    end = None if context is None else context_end(tokenizer, rendered, context, special=not rule.chat)
+    tensor = torch.tensor(ids, dtype=torch.long)
+    return Prompt(tensor, hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16], truncated, end)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
+    """Token ids of a text, with or without the tokenizer's own special tokens."""
+    return list(tokenizer(text, add_special_tokens=special, verbose=False).input_ids)
+
+
+def middle_cut(tokenizer: PreTrainedTokenizerBase, ids: list[int], max_prompt: int) -> str:
+    """The text of the first and last half of `max_prompt` tokens, special tokens left out."""
+    half = max_prompt // 2
+    return "".join(str(tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:half], ids[-half:]))
+
+
+def chat_text(tokenizer: PreTrainedTokenizerBase, text: str, kwargs: Mapping[str, Any]) -> str:
+    """The text as one user turn in the tokenizer's own template, with generation prompt and no system turn of ours."""
+    if not tokenizer.chat_template:
+        raise ValueError("model.chat=true, but the tokenizer has no chat template; give model.chat=false")
+    turn = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **kwargs))
+
+
+def context_end(tokenizer: PreTrainedTokenizerBase, rendered: str, context: str, special: bool) -> int:
+    """Tokens up to the last character of the context, by the tokenizer's offsets.
+
+    The context's tail is searched, as truncation may have cut its middle.
+    """
+    tail = context[-200:].rstrip()
+    place = rendered.rfind(tail)
+    if not tail or place < 0:
+        raise ValueError("protocol=question_after: the prompt's context was not found in it; give protocol=longbench")
+    last = place + len(tail)
+    offsets = tokenizer(rendered, add_special_tokens=special, return_offsets_mapping=True, verbose=False).offset_mapping
+    return sum(1 for _, stop in offsets if stop <= last)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: object, extra: tuple[str, ...]) -> frozenset[int]:
+    """All tokens that end an answer: the tokenizer's, the generation config's (one or several) and the YAML's.
+
+    Llama-3 ends a turn with <|eot_id|> and a text with <|end_of_text|>: missing one of them ruins F1.
+    """
+    found = {tokenizer.eos_token_id} | set(configured if isinstance(configured, list) else [configured])
+    for token in extra:
+        number = tokenizer.convert_tokens_to_ids(token)
+        if number is None or number == tokenizer.unk_token_id:
+            raise ValueError(f"model.stop_tokens: {token} is not a token of this model's tokenizer")
+        found.add(number)
+    return frozenset(int(t) for t in found if t is not None)
+
+
+def newline_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The last token of a newline, at which samsum stops; None where the vocabulary has none."""
+    ids = token_ids(tokenizer, "\n", special=False)
+    return ids[-1] if ids and ids[-1] != tokenizer.unk_token_id else None

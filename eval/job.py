@@ -1,0 +1,76 @@
+"""What a run is, before any model is loaded: a job, its rows, and the folder that keeps its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data import longbench, miniature
+from data.base import Dataset, Sample, Task
+from engine.spec import ModelSpec
+from eval.run_folder import run_path
+from eval.scores import Header
+from eval.settings import Settings
+from methods.base import Method
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a model, a method, a task and how it is done. config: all of it as plain values, for the hash."""
+
+    settings: Settings
+    spec: ModelSpec
+    method: Method
+    method_name: str
+    task: Task
+    config: Mapping[str, Any]
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job with its rows: what is asked, in which folder it is kept, under which name."""
+
+    job: Job
+    task: Task
+    dataset: Dataset
+    config: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The rows that `limit` leaves."""
+        return self.dataset.samples[: self.job.settings.limit]
+
+    @property
+    def header(self) -> Header:
+        """What `scores.json` says besides numbers."""
+        job, code = self.job, self.task.metric == "code_sim"
+        return Header(
+            model=job.spec.name,
+            task=self.task.file_name,
+            method=job.method_name,
+            budget=self.config["budget"],
+            protocol=job.settings.protocol,
+            metric=self.task.metric,
+            miniature=self.dataset.miniature,
+            e=self.task.e,
+            metric_backend=job.settings.fuzz if code else None,
+        )
+
+
+def prepare(job: Job) -> Work:
+    """Load the rows and name the folder; no model yet. Raises ValueError for rows that are missing or malformed."""
+    source = job.spec.data if job.settings.data == "auto" else job.settings.data
+    if source == "miniature":
+        task, rows = job.task.small(), miniature.load(job.task)
+    else:
+        task, rows = job.task, longbench.load(job.task, source)
+    ignored = {"budget": None, "local_share": None, "compensate": None} if job.method.kind == "none" else {}
+    # The rows are named by what they are, not by where they lie: a copy elsewhere is the same run.
+    kind = "miniature" if rows.miniature else "longbench"
+    config = {**job.config, **ignored, "method_name": job.method_name, "data": kind, "data_revision": rows.revision}
+    names = (job.spec.name, task.file_name, job.method_name)
+    return Work(job, task, rows, config, run_path(Path(job.settings.results), *names, config))

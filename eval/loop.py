@@ -1,0 +1,97 @@
+"""For each sample: ask, record; then derive the scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data.base import Sample
+from engine.load import load
+from engine.model import Model
+from eval.ask import ask
+from eval.interrupts import interruptible
+from eval.job import Work
+from eval.provenance import collect
+from eval.records import Record, read_records
+from eval.run_folder import RunFolder
+from eval.scores import derive, write
+
+
+def run(work: Work) -> dict[str, Any]:
+    """Ask what is not yet answered, and write and return the scores.
+
+    Raises AuditError where the method broke its budget, ValueError for what cannot be run, MemoryError when memory ran
+    out, OSError when the disk is full; records so far are kept in each case, and the same call resumes.
+    """
+    settings, job = work.job.settings, work.job
+    if not missing(work):
+        return settle(work, read_records(work.folder))
+    model = load(
+        job.spec, settings.device, settings.dtype, settings.attention, settings.prefill_chunk, seed=settings.seed
+    )
+    check(work, model)
+    facts = {
+        **collect(job.argv, device=str(model.device), seed=settings.seed),
+        "model_revision": model.revision,
+        "data_source": work.dataset.source,
+        "data_official": work.dataset.official,
+    }
+    names = (job.spec.name, work.task.file_name, job.method_name)
+    with interruptible(), RunFolder.open(Path(settings.results), *names, work.config, facts) as folder:
+        with job.method.running(), progress_bar(work) as samples:
+            for sample in samples:
+                folder.append(ask(work, model, sample))
+        return settle(work, folder.records())
+
+
+def missing(work: Work) -> list[Sample]:
+    """The samples without an answer, in order."""
+    done = {name for name, record in read_records(work.folder).items() if record.error is None}
+    return [sample for sample in work.samples if sample.id not in done]
+
+
+def settle(work: Work, records: Mapping[str, Record]) -> dict[str, Any]:
+    """Derive the scores of the asked samples and write them beside the records."""
+    scores = derive(work.header, records, [sample.id for sample in work.samples])
+    write(work.folder, scores)
+    return scores
+
+
+def check(work: Work, model: Model) -> None:
+    """Refuse a method on a model that it cannot run on."""
+    method, name = work.job.method, work.job.method_name
+    reason = method.supports(model.facts)
+    if model.num_selectable == 0 and method.kind != "none":
+        reason = f"all its {len(model.geometry)} layers have sliding-window attention, so there is nothing to select"
+    if reason:
+        raise ValueError(f"method={name} does not run on model={model.name}: {reason}")
+
+
+@contextmanager
+def progress_bar(work: Work) -> Iterator[Iterator[Sample]]:
+    """The samples still to be asked, with a bar on stderr."""
+    todo = missing(work)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    label = f"{work.job.method_name} on {work.task.file_name}{' (miniature)' if work.dataset.miniature else ''}"
+    with Progress(
+        *columns,
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        disable=not work.job.settings.progress,
+    ) as progress:
+        start = len(work.samples) - len(todo)
+        number = progress.add_task(label, total=len(work.samples), completed=start)
+
+        def each() -> Iterator[Sample]:
+            for sample in todo:
+                yield sample
+                progress.advance(number)
+
+        yield each()

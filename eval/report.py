@@ -1,0 +1,104 @@
+"""What a finished run prints: its score and its cost in one small table, and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from eval.job import Work
+
+COMPARED = ("full", "oracle", "pqcache", "window")
+
+
+def print_scores(console: Console, work: Work, scores: Mapping[str, Any]) -> None:
+    """The table of one run."""
+    label = " · MINIATURE, not LongBench" if scores["miniature"] else ""
+    title = f"{scores['method']} on {scores['task']} with {scores['model']}{label}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, text in rows(work, scores):
+        table.add_row(name, text)
+    console.print(table)
+    for line in warnings(scores):
+        console.print(line, style="bold red", markup=False)
+    console.print(f"next: {next_command(work)}", markup=False, soft_wrap=True)
+
+
+def rows(work: Work, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of each line; a missing number is a dash."""
+    cost = scores["ledger"]
+    share = _ratio(cost["resident"]["device"]["mean"], cost["resident"]["full"]["mean"])
+    budget = "none" if scores["budget"] is None else f"{scores['budget']}, sink {work.job.settings.sink} on top"
+    return [
+        ("score", f"{_score(scores)} · {scores['metric']}, n={scores['n']} of {scores['n_expected']}"),
+        ("budget", f"{budget} · protocol {scores['protocol']}"),
+        ("tokens attended", f"{_number(cost['attended_tokens']['mean'])} a step and KV head"),
+        ("bytes resident", f"{_bytes(cost['resident']['device']['mean'])}{share} · store {cost['store'] or '–'}"),
+        ("  K+V, index, host", " · ".join(_bytes(_total(cost, *parts)) for parts in (("k", "v"), ("index",), ("host",)))),
+        ("bytes moved a step", f"{_bytes(cost['moved']['device']['mean'])}, host link {_bytes(cost['moved']['host']['mean'])}"),
+        ("TTFT, TT2T", f"{_seconds(cost['ttft_s']['median'])}, {_seconds(cost['tt2t_s']['median'])} (median)"),
+        ("TPOT", f"{_seconds(cost['tpot_s']['median'])} median, {_seconds(cost['tpot_s']['p90'])} p90"),
+    ]
+
+
+def warnings(scores: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the score."""
+    out = []
+    if scores["failed"]:
+        out.append(f"{scores['failed']} samples FAILED and are not in the score; the same command asks them again")
+    if scores["missing"]:
+        out.append(f"{scores['missing']} samples are not asked yet; the same command goes on")
+    if scores["dense_short"]:
+        out.append(f"{scores['dense_short']} prompts were shorter than the budget and were answered with the full cache")
+    return out
+
+
+def next_command(work: Work) -> str:
+    """The first of the usual comparisons that has no results yet, or a budget curve."""
+    job, root = work.job, work.folder.parent.parent
+    done = {path.parent.name for path in root.glob("*/*") if (path / "scores.json").exists()}
+    base = f"task={work.job.task.name}" + ("" if job.spec.name == "tiny" else f" model={job.spec.name}")
+    for method in COMPARED:
+        if method not in done:
+            return f"python run.py method={method} {base}"
+    return f"python run.py -m method=oracle,pqcache,h2o,sparq,infllm budget=0.02,0.05,0.1,0.2 {base}"
+
+
+def _score(scores: Mapping[str, Any]) -> str:
+    if scores["score"] is None:
+        return "–"
+    interval = scores["ci95"]
+    return f"{scores['score']:.2f}" + ("" if interval is None else f" [{interval[0]:.1f}, {interval[1]:.1f}] 95 %")
+
+
+def _total(cost: Mapping[str, Any], *parts: str) -> float | None:
+    found = [cost["resident"][part]["mean"] for part in parts]
+    return None if None in found else sum(found)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}"
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+
+
+def _bytes(value: float | None) -> str:
+    if value is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def _ratio(part: float | None, whole: float | None) -> str:
+    return "" if part is None or not whole else f", {100 * part / whole:.0f} % of the full cache"

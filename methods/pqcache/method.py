@@ -1,0 +1,112 @@
+"""PQCache (arXiv 2407.12820): product-quantised keys find the middle tokens, exact K and V are attended."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from methods.base import Budget, Index, Layer, Method, ModelFacts, Observer, Selection, Step
+from methods.pqcache.codebook import Codebook, fit
+from methods.scores import group_sum, top_k
+from methods.store import GROW, KVStore
+
+
+class KeyClusters(Observer):
+    """The codebook of one layer's prompt keys, sink excluded; it depends on no budget, so all budgets share it."""
+
+    def __init__(self, layer: Layer, sink: int, method: PQCache) -> None:
+        self.layer = layer
+        self.sink = sink
+        self.method = method
+
+    @property
+    def key(self) -> Hashable:
+        m = self.method
+        return ("pq", self.sink, m.num_sub, m.bits, m.iterations)
+
+    def finish(self, keys: Tensor, values: Tensor) -> Codebook:
+        m = self.method
+        return fit(keys[:, self.sink :], m.num_sub, 1 << m.bits, m.iterations, self.layer.seed)
+
+
+class PQIndex(Index):
+    """Codes of all tokens behind the sink, uint8 [G,s,n-sink]: those of the prompt shared, later ones in a tail."""
+
+    def __init__(self, layer: Layer, store: KVStore, budget: Budget, method: PQCache) -> None:
+        super().__init__(layer, store, budget)
+        self.method = method
+        self.codebook: Codebook | None = None
+        self.tail = torch.zeros(layer.num_kv_heads, method.num_sub, 0, dtype=torch.uint8, device=layer.device)
+        self.num_tail = 0
+
+    def build(self, seen: Mapping[Hashable, object]) -> None:
+        self.codebook = cast(Codebook, seen[KeyClusters(self.layer, self.budget.sink, self.method).key])
+
+    def extend(self, k: Tensor, v: Tensor, start: int) -> None:
+        # Coded at once with the existing centroids; a token becomes a candidate when it leaves the local window.
+        assert self.codebook is not None
+        end = self.num_tail + k.shape[1]
+        if end > self.tail.shape[2]:
+            self.tail = torch.nn.functional.pad(self.tail, (0, end - self.tail.shape[2] + GROW))
+        self.tail[:, :, self.num_tail : end] = self.codebook.encode(k)
+        self.num_tail = end
+
+    def select(self, step: Step) -> Selection:
+        assert self.codebook is not None
+        codes = self.candidate_codes(max(0, step.end - step.sink))
+        self.store.traffic.scan(codes, self.codebook.centroids)
+        logits = self.codebook.inner_products(step.queries[:, 0], codes) * self.layer.scale
+        if self.layer.softcap is not None:
+            logits = self.layer.softcap * torch.tanh(logits / self.layer.softcap)
+        # Softmax over the candidates alone, per query head, in float32: half precision would tie most of them at zero.
+        scores = group_sum(logits.softmax(-1), self.layer.num_kv_heads)
+        return Selection(top_k(scores, step.k) + step.sink)
+
+    def candidate_codes(self, num_candidates: int) -> Tensor:
+        """Codes [G,s,c] of the first tokens behind the sink."""
+        assert self.codebook is not None
+        num_prefix = self.codebook.codes.shape[2]
+        if num_candidates <= num_prefix:
+            return self.codebook.codes[:, :, :num_candidates]
+        return torch.cat([self.codebook.codes, self.tail[:, :, : num_candidates - num_prefix]], 2)
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        shared = [] if self.codebook is None else [self.codebook.centroids, self.codebook.codes]
+        return [("index", t) for t in (*shared, self.tail)]
+
+
+@dataclass(frozen=True)
+class PQCache(Method):
+    """PQCache with a resident store.
+
+    num_sub: sub-vectors a head (m of the paper). bits: log2 of the centroids of each (b). iterations: Lloyd's rounds.
+    """
+
+    num_sub: int = 2
+    bits: int = 6
+    iterations: int = 25
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"method.bits={self.bits}: codes are uint8, give 1 to 8")
+        if self.num_sub < 1 or self.iterations < 1:
+            raise ValueError(f"method.num_sub={self.num_sub}, method.iterations={self.iterations}: give 1 or more")
+
+    @property
+    def min_tokens(self) -> int:
+        return 1 << self.bits
+
+    def supports(self, model: ModelFacts) -> str | None:
+        if model.head_dim % self.num_sub:
+            return f"head_dim {model.head_dim} is not a multiple of method.num_sub={self.num_sub}"
+        return None
+
+    def observers(self, layer: Layer, budget: Budget) -> tuple[Observer, ...]:
+        return (KeyClusters(layer, budget.sink, self),)
+
+    def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
+        return PQIndex(layer, store, budget, self)

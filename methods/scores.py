@@ -1,0 +1,93 @@
+"""Scores that several methods share: logits, group sums, column sums of the prompt's attention, top-k."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from methods.base import Layer, Observer
+
+MAX_ELEMENTS = 1 << 25  # float32 logits held at once by a block-wise pass: 128 MiB
+
+
+def logits(queries: Tensor, keys: Tensor, layer: Layer) -> Tensor:
+    """Attention logits of queries [H,m,D] on keys [G,n,D], scaled and soft-capped: float32 [H,m,n].
+
+    Query head h reads KV head h // group; keys are not repeated.
+    """
+    num_kv_heads, n, dim = keys.shape
+    grouped = queries.float().reshape(num_kv_heads, -1, dim)
+    out = (grouped @ keys.float().transpose(1, 2)).view(queries.shape[0], -1, n) * layer.scale
+    return out if layer.softcap is None else layer.softcap * torch.tanh(out / layer.softcap)
+
+
+def group_sum(per_head: Tensor, num_kv_heads: int) -> Tensor:
+    """Sum over the query heads of each KV head: [H,..] -> [G,..]."""
+    return per_head.unflatten(0, (num_kv_heads, -1)).sum(1)
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """Indices of the k largest of the last axis, ascending; equal scores: the lower index wins.
+
+    Ties are real: tokens with equal PQ codes have equal scores. topk alone breaks them at will, so the threshold is
+    found first, and what equals it is taken from the left.
+    """
+    n = scores.shape[-1]
+    if k >= n:
+        return torch.arange(n, device=scores.device).expand(*scores.shape[:-1], n)
+    threshold = scores.topk(k, dim=-1).values[..., -1:]
+    above = scores > threshold
+    equal = scores == threshold
+    spare = k - above.sum(-1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(-1) <= spare))
+    # Exactly k are chosen in each row: a stable sort brings them first and keeps their order.
+    return (~chosen).to(torch.int8).argsort(dim=-1, stable=True)[..., :k]
+
+
+def row_blocks(num_rows: int, num_columns: int, num_heads: int) -> list[tuple[int, int]]:
+    """Query ranges whose float32 logits over all heads stay below MAX_ELEMENTS."""
+    size = max(1, MAX_ELEMENTS // max(1, num_columns * num_heads))
+    return [(a, min(a + size, num_rows)) for a in range(0, num_rows, size)]
+
+
+class ColumnSums(Observer):
+    """How much attention each prompt token received: s_j = sum of P_ij over queries i and, if grouped, over the group.
+
+    Two passes (H2O spec: the log-sum-exp of each query is known, so P needs no row of the whole matrix): never L x L.
+    window: only queries with 0 <= i - j < window count (InfLLM's representatives). Result float32 [G,n], or [H,n].
+    Each row of P sums to 1, hence sum_j s_j = number of queries x heads in the sum (without a window).
+    """
+
+    needs_lse: ClassVar[bool] = True
+
+    def __init__(self, layer: Layer, window: int | None = None, grouped: bool = True) -> None:
+        self.layer = layer
+        self.window = window
+        self.grouped = grouped
+        self.sums = torch.zeros(0)
+
+    @property
+    def key(self) -> Hashable:
+        return ("column_sums", self.window, self.grouped)
+
+    def see(self, queries: Tensor, keys: Tensor, lse: Tensor | None, start: int) -> None:
+        assert lse is not None
+        n = keys.shape[1]
+        old, self.sums = self.sums, torch.zeros(queries.shape[0], n, device=keys.device)
+        self.sums[:, : old.shape[-1]] = old.to(keys.device)
+        for a, b in row_blocks(queries.shape[1], n, queries.shape[0]):
+            last = start + b
+            first = 0 if self.window is None else max(0, start + a - self.window + 1)
+            row = torch.arange(start + a, last, device=keys.device)[:, None]
+            column = torch.arange(first, last, device=keys.device)
+            hidden = column > row
+            if self.window is not None:
+                hidden |= row - column >= self.window
+            p = (logits(queries[:, a:b], keys[:, first:last], self.layer) - lse[:, a:b, None]).exp_()
+            self.sums[:, first:last] += p.masked_fill_(hidden, 0.0).sum(1)
+
+    def finish(self, keys: Tensor, values: Tensor) -> Tensor:
+        return group_sum(self.sums, self.layer.num_kv_heads) if self.grouped else self.sums
