@@ -44,10 +44,11 @@ def job(config: DictConfig, argv: Sequence[str]) -> Job:
     names = {group: str(config.hydra.runtime.choices.get(group)) for group in GROUPS}
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
-        values = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(" ".join(str(error).split())) from error
-    assert isinstance(values, dict)
+    assert isinstance(container, dict)
+    values: dict[str, Any] = {str(key): value for key, value in container.items()}
     groups = {group: values.pop(group) for group in ("model", "method", "task")}
     values.pop("experiment", None)
     settings = typed(Settings, values, "")

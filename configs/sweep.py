@@ -14,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def sweep(argv: Sequence[str], run: Callable[[DictConfig], int]) -> int:
-    """Let Hydra read `argv` and call `run` for each job; the worst exit status. One failed job does not stop the others."""
+    """Let Hydra read `argv` and call `run` for each job; the worst exit status. A failed one stops no other."""
     statuses: list[int] = []
 
     @hydra.main(config_path=str(FOLDER), config_name="config", version_base="1.3")

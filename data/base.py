@@ -74,7 +74,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a task. `id` is unique in its file; `length` is the stored one (it only decides LongBench-E buckets)."""
+    """One row of a task. `id` is unique in its file; `length` is the stored one (it only sorts LongBench-E)."""
 
     id: str
     context: str

@@ -64,11 +64,8 @@ def json_lines(data: bytes, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Plain `json`, because the JSON loader of `datasets` turns answers such as "2001-02-03" into time stamps, even under
     declared string features, and numbers in quotes into numbers.
     """
-    # Not splitlines(): it also cuts at U+2028 and U+0085, which may stand unescaped inside a JSON string.
-    lines = data.split(b"\n")
-    if not lines[-1].strip():
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
+    # Bytes are cut at newlines only; text would also be cut at U+2028 and U+0085, which JSON strings may hold.
+    for number, line in enumerate(data.rstrip().splitlines(), start=1):
         yield number, _json_object(line, f"{where}:{number}", "utf-8-sig" if number == 1 else "utf-8")
 
 

@@ -188,9 +188,9 @@ def _new(make: Callable[[], Sentence], used: set[Sentence]) -> Sentence:
 def _list(draw: Draw, num_values: int, one_name: bool = False) -> Question:
     """Three attributes of three names, or of one name: `Gudin color is wacash wesish .`"""
     w = words()
-    used: set[Sentence] = set()
     names = draw.some(w.names, 1) * 3 if one_name else draw.some(w.names, 3)
-    keys = [_new(lambda name=name: (name, draw.one(w.attributes)), used) for name in names]  # type: ignore[misc]
+    keys = list(zip(names, draw.some(w.attributes, 3), strict=True))
+    used: set[Sentence] = set(keys)
     values = draw.some(w.values, 3 * num_values)
     facts = [(*key, "is", *values[i * num_values :][:num_values], ".") for i, key in enumerate(keys)]
 
@@ -241,7 +241,7 @@ def _chain(draw: Draw, num_hops: int = 5) -> Question:
 
 
 def _passage(draw: Draw) -> Question:
-    """The paragraph of two topics: `wacash wesish in passage a3 e3 c3 .`; each symbol carries the paragraph's number."""
+    """The paragraph about two words: `wacash wesish in passage a3 e3 c3 .`, where every symbol carries its number."""
     w = words()
     used: set[Sentence] = set()
 
@@ -261,6 +261,7 @@ def _passage(draw: Draw) -> Question:
 def _labels(draw: Draw) -> Question:
     """The label of the one telling word in a text of four: `text gurely wacash sotuing sapial label a1 b2 c3 .`"""
     w = words()
+    # The same in each row, because LongBench scores a file with the classes of its last one.
     symbols = Draw("classes").shuffled(w.symbols)
     classes = [tuple(symbols[3 * i : 3 * i + 3]) for i in range(NUM_CLASSES)]
     keywords = draw.some(w.values, NUM_CLASSES)

@@ -37,7 +37,9 @@ class Plan:
 class SelectiveLayer:
     """One selectable layer of one arm: store, index, and the reading of what the index selects."""
 
-    def __init__(self, layer: Layer, plan: Plan, budget: Budget, keys: Tensor, values: Tensor, sinks: Tensor | None) -> None:
+    def __init__(
+        self, layer: Layer, plan: Plan, budget: Budget, keys: Tensor, values: Tensor, sinks: Tensor | None
+    ) -> None:
         self.layer = layer
         self.method = plan.active
         self.budget = budget

@@ -56,9 +56,7 @@ def first_key(row: int, window: int | None) -> int:
     return 0 if window is None else max(0, row - window + 1)
 
 
-def eager(
-    layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor, start: int
-) -> tuple[Tensor, Tensor]:
+def eager(layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
     """Block-wise attention with a float32 softmax; knows soft caps, windows and learned sinks."""
     out, lse = [], []
     for a, b in row_blocks(queries.shape[1], keys.shape[1], queries.shape[0]):
@@ -93,9 +91,7 @@ def sdpa(layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor
     return torch.cat(out, 1)
 
 
-def flash(
-    layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def flash(layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
     """flash-attn; its causal mask is aligned to the last key, as a chunk needs it."""
     from flash_attn import flash_attn_func
 
@@ -137,7 +133,7 @@ def read(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Exact attention of a step on the parts of a store.
 
-    clip: the local window, if tokens outside it are read un-rotated at that one distance (InfLLM); None: true distances.
+    clip: the local window, if tokens outside it are read un-rotated at that distance (InfLLM); None: true distances.
     Returns output [H,m,D], positions [G,r] and float32 weights [H,m,r].
     """
     positions = torch.cat([p.positions for p in parts], 1)

@@ -20,7 +20,7 @@ from methods.base import Budget, Layer, Observer
 
 @dataclass(frozen=True)
 class Stop:
-    """When an answer ends. tokens: any of these ends it (and is part of it); before `min_new` tokens they are barred."""
+    """When an answer ends. tokens: any of these ends it and is part of it; before `min_new` tokens they are barred."""
 
     max_new: int
     tokens: frozenset[int]
@@ -116,6 +116,8 @@ def _start(model: Model, layers: Sequence[Layer], ids: Tensor, plan: Plan, prefi
     if prefix is not None and not plan.active.own_prefill:
         return _arm(model, layers, plan, prefix), prefix.logits
     arm = _arm(model, layers, plan, None)
+    for layer in arm.selective:
+        layer.store.reserve(ids.shape[0])
     logits = torch.zeros(0)
     for a in range(0, ids.shape[0], model.prefill_chunk):
         logits = _feed(model, [arm], ids[a : a + model.prefill_chunk])
@@ -150,7 +152,7 @@ def _feed(model: Model, arms: Sequence[Arm], ids: Tensor) -> Tensor:
 def _decode(
     model: Model, arms: Sequence[Arm], logits: Tensor, stop: Stop, clock: Clock
 ) -> tuple[list[list[int]], list[int]]:
-    """Greedy tokens of each arm, and a mark after the first token and after each step. Finished rows leave the batch."""
+    """Greedy tokens of each arm, and a mark after the first token and each step. Finished rows leave the batch."""
     for arm in arms:
         arm.begin_decode()
     tokens: list[list[int]] = [[] for _ in arms]

@@ -40,7 +40,7 @@ class Clock:
             assert isinstance(a, float) and isinstance(b, float)
             return b - a
         b.synchronize()
-        return a.elapsed_time(b) / 1000.0
+        return float(a.elapsed_time(b)) / 1000.0
 
 
 @dataclass
@@ -72,9 +72,9 @@ def audit(
 ) -> tuple[float, int]:
     """Tokens attended per step and KV head (mean, maximum), over all audited layers and `num_steps` steps.
 
-    budget: None for an arm that was answered densely. Raises AuditError, naming method and place, where a method of kind
-    "tokens" attended more than its budget over its spread, chose outside the candidates, or was not asked at some step
-    of some layer, in which case it is silently off there. (A method that leaves nothing out of a prompt that is longer
+    budget: None for an arm that was answered densely. Raises AuditError, naming method and place, where a method of
+    kind "tokens" attended more than its budget over its spread, chose outside the candidates, or was not asked at some
+    step of some layer, in which case it is silently off there. (A method that leaves nothing out of a prompt longer
     than its budget is over its budget.)
     """
     counts = [torch.stack(layer.counts).cpu() for layer in layers if layer.counts]
@@ -93,7 +93,9 @@ def audit(
 def _check_choice(name: str, layers: Sequence[LayerAudit]) -> None:
     for number, layer in enumerate(layers):
         if layer.wrong is not None and bool(layer.wrong):
-            raise AuditError(f"audit: method {name} chose a token twice or outside the middle, selectable layer {number}")
+            raise AuditError(
+                f"audit: method {name} chose a token twice or outside the middle, selectable layer {number}"
+            )
 
 
 def _check_total(name: str, method: Method, budget: Budget, counts: Sequence[Tensor]) -> None:
@@ -102,14 +104,16 @@ def _check_total(name: str, method: Method, budget: Budget, counts: Sequence[Ten
         spent = torch.stack([c.sum(1) for c in counts]).sum(0)
         allowed = budget.total * sum(c.shape[1] for c in counts)
         if bool((spent > allowed).any()):
-            raise AuditError(f"audit: method {name} attended {int(spent.max())} tokens over the model, budget {allowed}")
+            raise AuditError(
+                f"audit: method {name} attended {int(spent.max())} tokens over the model, budget {allowed}"
+            )
         return
     for number, count in enumerate(counts):
         spent = count if method.spread == "head" else count.float().mean(1, keepdim=True)
         if bool((spent > budget.total).any()):
             step = int((spent > budget.total).any(1).nonzero()[0])
             raise AuditError(
-                f"audit: method {name} attended {float(spent.max()):g} tokens per KV head in selectable layer {number}, "
+                f"audit: method {name} attended {float(spent.max()):g} tokens per KV head in layer {number}, "
                 f"first at step {step}; its budget is {parts}"
             )
 
@@ -130,11 +134,11 @@ def held_bytes(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
 class Ledger:
     """The cost of one answer. Times are seconds, None where arms shared a run (speed is never measured there).
 
-    attended_mean, attended_max: past tokens attended per step and KV head. budget_tokens: what was allowed, None if dense.
+    attended_mean, attended_max: past tokens attended per step and KV head. budget_tokens: what it might, None if dense.
     resident: bytes by tier at the end, over the selectable layers; resident_full: K+V bytes of the full cache there.
     resident_sliding: K+V bytes of sliding-window layers, which no method touches.
     moved: bytes per decode step. ttft_s: prefill to the first token; build_s: index building after it, not hidden;
-    tt2t_s: until the second token; tpot_s: each decode step. peak_bytes: most device memory at once, None without a GPU.
+    tt2t_s: until the second token; tpot_s: each decode step. peak_bytes: most device memory at once, None on a CPU.
     """
 
     attended_mean: float

@@ -112,7 +112,13 @@ def config_of(spec: ModelSpec, path: str) -> PreTrainedConfig:
 
 
 def network_of(
-    spec: ModelSpec, path: str, config: PreTrainedConfig, where: torch.device, device: str, dtype: torch.dtype, seed: int
+    spec: ModelSpec,
+    path: str,
+    config: PreTrainedConfig,
+    where: torch.device,
+    device: str,
+    dtype: torch.dtype,
+    seed: int,
 ) -> nn.Module:
     """The network behind the seam. The config is copied: two models made from one would share their attention."""
     own = copy.deepcopy(config)

@@ -115,7 +115,9 @@ def geometry_of(network: nn.Module, device: torch.device) -> list[Geometry]:
     forward(network, torch.zeros(1, 1, dtype=torch.long, device=device), 0, probe)
     expected = int(network.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr, operator]
     if sorted(probe.found) != list(range(expected)):
-        raise ValueError(f"{type(network).__name__} cannot be run: {len(probe.found)} of {expected} layers use attention")
+        raise ValueError(
+            f"{type(network).__name__} cannot be run: {len(probe.found)} of {expected} layers use attention"
+        )
     return [probe.found[number] for number in range(expected)]
 
 
@@ -139,7 +141,7 @@ def rotation(network: nn.Module, layer: int) -> Callable[[Tensor, Tensor, bool],
         wide = x.float()[:, None]
         extra = {}
         if "layer_type" in inspect.signature(rotary.forward).parameters:
-            extra["layer_type"] = network.config.get_text_config().layer_types[layer]  # type: ignore[union-attr, operator, index]
+            extra["layer_type"] = network.config.get_text_config().layer_types[layer]  # type: ignore[union-attr, operator]
         cos, sin = rotary(wide, ids, **extra)
         cos, sin = cos.to(x.device), sin.to(x.device)
         turned: Tensor = apply(wide, wide, cos, -sin if inverse else sin)[0]

@@ -17,7 +17,7 @@ from methods.base import Layer, Observer
 class Prefix:
     """The result of a prefill of n tokens. Nothing in it is ever written to.
 
-    keys, values: per layer [G,n,D]; seen: per layer what each observer key found; logits: float32 [V] of the last token.
+    keys, values: per layer [G,n,D]; seen: per layer what each observer found, by key; logits: float32 [V] of the last.
     """
 
     num_tokens: int

@@ -1,7 +1,7 @@
 """The one place where transformers meets the engine: a registered attention function that owns no state.
 
-No mask is registered under its name, so transformers builds none; causality, windows and lengths are ours. What remembers
-K and V comes as a keyword of `model(...)`, which transformers hands through to the attention function unchanged.
+No mask is registered under its name, so transformers builds none; causality, windows and lengths are ours. What
+remembers K and V comes as a keyword of `model(...)`, which transformers hands through to the attention function.
 """
 
 from __future__ import annotations

@@ -32,14 +32,16 @@ def rows(work: Work, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of each line; a missing number is a dash."""
     cost = scores["ledger"]
     share = _ratio(cost["resident"]["device"]["mean"], cost["resident"]["full"]["mean"])
+    parts = " · ".join(_bytes(_total(cost, *tiers)) for tiers in (("k", "v"), ("index",), ("host",)))
+    moved = cost["moved"]
     budget = "none" if scores["budget"] is None else f"{scores['budget']}, sink {work.job.settings.sink} on top"
     return [
         ("score", f"{_score(scores)} · {scores['metric']}, n={scores['n']} of {scores['n_expected']}"),
         ("budget", f"{budget} · protocol {scores['protocol']}"),
         ("tokens attended", f"{_number(cost['attended_tokens']['mean'])} a step and KV head"),
         ("bytes resident", f"{_bytes(cost['resident']['device']['mean'])}{share} · store {cost['store'] or '–'}"),
-        ("  K+V, index, host", " · ".join(_bytes(_total(cost, *parts)) for parts in (("k", "v"), ("index",), ("host",)))),
-        ("bytes moved a step", f"{_bytes(cost['moved']['device']['mean'])}, host link {_bytes(cost['moved']['host']['mean'])}"),
+        ("  K+V, index, host", parts),
+        ("bytes moved a step", f"{_bytes(moved['device']['mean'])}, host link {_bytes(moved['host']['mean'])}"),
         ("TTFT, TT2T", f"{_seconds(cost['ttft_s']['median'])}, {_seconds(cost['tt2t_s']['median'])} (median)"),
         ("TPOT", f"{_seconds(cost['tpot_s']['median'])} median, {_seconds(cost['tpot_s']['p90'])} p90"),
     ]
@@ -53,7 +55,7 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
     if scores["missing"]:
         out.append(f"{scores['missing']} samples are not asked yet; the same command goes on")
     if scores["dense_short"]:
-        out.append(f"{scores['dense_short']} prompts were shorter than the budget and were answered with the full cache")
+        out.append(f"{scores['dense_short']} prompts were within the budget and were answered with the full cache")
     return out
 
 

@@ -1,6 +1,6 @@
 """Exact top-k: the middle tokens with the largest true attention, found by scanning all keys at every step.
 
-The upper bound for methods that share one list of positions per KV head (PQCache's "no_drop" baseline, arXiv 2407.12820).
+The upper bound for methods with one list of positions per KV head (PQCache's "no_drop" baseline, arXiv 2407.12820).
 """
 
 from __future__ import annotations

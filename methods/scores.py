@@ -26,7 +26,8 @@ def logits(queries: Tensor, keys: Tensor, layer: Layer) -> Tensor:
 
 def group_sum(per_head: Tensor, num_kv_heads: int) -> Tensor:
     """Sum over the query heads of each KV head: [H,..] -> [G,..]."""
-    return per_head.unflatten(0, (num_kv_heads, -1)).sum(1)
+    out: Tensor = per_head.unflatten(0, (num_kv_heads, -1)).sum(1)
+    return out
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-GROW = 64  # slots by which a tail grows: a decode of 512 tokens re-allocates eight times, and wastes little memory
+GROW = 16  # slots by which a tail grows: small beside any prompt, and 512 new tokens re-allocate 32 times
 
 
 @dataclass
@@ -54,6 +54,9 @@ class KVStore(ABC):
     @abstractmethod
     def append(self, k: Tensor, v: Tensor, start: int) -> None:
         """Store m tokens [G,m,D], the first at position `start`."""
+
+    def reserve(self, num_tokens: int) -> None:  # noqa: B027
+        """Make room for tokens that are known to come: a prompt in blocks."""
 
     @abstractmethod
     def gather(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,12 +108,13 @@ class ResidentStore(KVStore):
         assert start == len(self), f"token {start} stored after {len(self)} tokens"
         need = self.num_tail + k.shape[1]
         if need > self.tail_k.shape[1]:
-            # Doubling keeps a prompt that arrives in blocks linear; GROW keeps the waste of a decode small.
-            room = max(GROW, k.shape[1], self.tail_k.shape[1] if k.shape[1] > 1 else 0)
-            self.tail_k, self.tail_v = grown(self.tail_k, room), grown(self.tail_v, room)
+            self.reserve(need - self.tail_k.shape[1] + GROW)
         self.tail_k[:, self.num_tail : need] = k
         self.tail_v[:, self.num_tail : need] = v
         self.num_tail = need
+
+    def reserve(self, num_tokens: int) -> None:
+        self.tail_k, self.tail_v = grown(self.tail_k, num_tokens), grown(self.tail_v, num_tokens)
 
     def __len__(self) -> int:
         return self.prefix_k.shape[1] + self.num_tail

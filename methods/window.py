@@ -25,9 +25,12 @@ class WindowIndex(Index):
         return Selection()
 
     def observe(self, step: Step, positions: Tensor, weights: Tensor) -> None:
-        num_new = step.positions.shape[0]
-        left = torch.arange(step.end, step.end + num_new, device=positions.device)
-        self.store.drop(left.expand(positions.shape[0], -1))
+        # The next window starts one token later for each new one; early on it still reaches back into the sink.
+        first = max(step.sink, step.start - self.budget.local)
+        last = step.start + step.positions.shape[0] - self.budget.local
+        if last > first:
+            left = torch.arange(first, last, device=positions.device)
+            self.store.drop(left.expand(positions.shape[0], -1))
 
 
 @dataclass(frozen=True)

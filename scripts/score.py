@@ -71,15 +71,15 @@ def run(args: argparse.Namespace) -> int:
     if args.per_sample is not None:
         _check_per_sample(args.per_sample, groups)
     rows = {path: read_predictions(path, tasks[name]) for group in groups for name, path in group.files.items()}
-    files: dict[Path, str] = {}
-    with Progress(
-        *Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
+    with _progress() as bar:
         bar.add_task("rows", total=sum(map(len, rows.values())))
-        for group in groups:
-            scores = [_score(tasks[name], rows[path], args.fuzz, bar) for name, path in group.files.items()]
-            files |= _contents(group, scores, args.per_sample)
-            _print_table(group.name, scores, tasks)
+        scored = [
+            [_score(tasks[name], rows[path], args.fuzz, bar) for name, path in group.files.items()] for group in groups
+        ]
+    files: dict[Path, str] = {}
+    for group, scores in zip(groups, scored, strict=True):
+        files |= _contents(group, scores, args.per_sample)
+        _print_table(group.name, scores, tasks)
     return _write(files, args.force)
 
 
@@ -149,6 +149,12 @@ def _score(task: Task, rows: Sequence[Prediction], fuzz: str, bar: Progress) -> 
         fuzz=fuzz if task.metric == "code_sim" else None,
         rouge_score=rouge_score_columns(task, _watched(rows, bar, 0.5)),
     )
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _watched(items: Iterable[Item], bar: Progress, part: float) -> Iterator[Item]:

@@ -42,7 +42,9 @@ def rotate_half(x: Tensor, positions: Tensor, inverse: bool, base: float = 10000
 def layer_of(num_heads: int, num_kv_heads: int, head_dim: int, seed: int = 0) -> Layer:
     """A float32 layer on the host with the usual scale."""
     scale = head_dim**-0.5
-    return Layer(0, 1, num_heads, num_kv_heads, head_dim, scale, None, torch.float32, torch.device("cpu"), rotate_half, seed)
+    return Layer(
+        0, 1, num_heads, num_kv_heads, head_dim, scale, None, torch.float32, torch.device("cpu"), rotate_half, seed
+    )
 
 
 @dataclass

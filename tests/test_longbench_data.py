@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def text(*rows: dict[str, Any]) -> bytes:
 
 
 def task(**fields: Any) -> Task:
-    defaults: dict[str, Any] = {"category": "QA", "language": "en", "metric": "qa_f1", "max_new_tokens": 8}
-    return Task(**{"name": "demo", "num_rows": 1, "prompt": "{context}{input}"} | defaults | fields)
+    demo = Task("demo", "QA", "en", "qa_f1", max_new_tokens=8, num_rows=1, prompt="{context}{input}")
+    return replace(demo, **fields)
 
 
 def zipped(path: Path, member: str, data: bytes) -> Path:

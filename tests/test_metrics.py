@@ -81,6 +81,15 @@ def test_qa_f1_zh_compares_jieba_words(prediction: str, truth: str, expected: fl
     assert METRICS["qa_f1_zh"](prediction, truth, None) == pytest.approx(expected)
 
 
+def test_exactly_the_official_chinese_punctuation_is_deleted() -> None:
+    spans = "FF01-FF0D FF0F FF1A-FF20 FF3B-FF40 FF5B-FF64 3001-3003 300B-3011 3014-301F 3030 303E-303F"
+    spans += " 2013-2014 2018-2019 201B-201F 2026-2027 FE4F"
+    ends = [(span.split("-")[0], span.split("-")[-1]) for span in spans.split()]
+    official = {code for low, high in ends for code in range(int(low, 16), int(high, 16) + 1)}
+    assert set(metrics.CHINESE_PUNCTUATION) == official
+    assert METRICS["qa_f1_zh"]("北" + "".join(map(chr, sorted(official))), "北", None) == 1.0
+
+
 def test_words_that_others_add_to_jieba_change_nothing() -> None:
     import jieba
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from engine.arm import Plan
 from engine.generate import Question, Stop, answer
-from engine.load import refusal
 from engine.model import Model
 from methods.full import Full
 from tests.models import FAMILIES, greedy, model_of, networks, prompt_ids
-from transformers import AutoConfig
 
 NUM_NEW = 24
 FULL = Plan("full", Full(), None)

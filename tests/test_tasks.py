@@ -18,8 +18,9 @@ from scripts.score import TASKS, read_tasks
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "longbench"
 # The order of LongBench's own config files.
-OFFICIAL_ORDER = """narrativeqa qasper multifieldqa_en multifieldqa_zh hotpotqa 2wikimqa musique dureader gov_report qmsum
-multi_news vcsum trec triviaqa samsum lsht passage_count passage_retrieval_en passage_retrieval_zh lcc repobench-p"""
+OFFICIAL_ORDER = """narrativeqa qasper multifieldqa_en multifieldqa_zh hotpotqa 2wikimqa musique dureader gov_report
+qmsum multi_news vcsum trec triviaqa samsum lsht passage_count passage_retrieval_en passage_retrieval_zh lcc
+repobench-p"""
 E_TASKS = """qasper multifieldqa_en hotpotqa 2wikimqa gov_report multi_news trec triviaqa samsum passage_count
 passage_retrieval_en lcc repobench-p"""
 

@@ -44,7 +44,7 @@ class H2OIndex(Index):
             weights.sum(1), self.layer.num_kv_heads
         )
         # After this step the window starts one token later: what left it competes with the heavy hitters.
-        outside = (positions >= step.sink) & (positions < step.end + 1)
+        outside = (positions >= step.sink) & (positions <= step.start - self.budget.local)
         surplus = positions.shape[1] - self._num_empty(positions) - self.budget.total
         if surplus > 0:
             lightest = self.scores.masked_fill(~outside, torch.inf).argmin(1, keepdim=True)

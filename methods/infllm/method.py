@@ -14,10 +14,9 @@ from methods.scores import ColumnSums, group_sum, top_k
 from methods.store import KVStore
 
 
-
 def block_size(wish: int, middle: int) -> int:
     """Tokens a block: the wish, or less where the budget holds not even one whole block beside an unfinished one."""
-    return wish if middle >= 2 * wish - 1 else max(1, (middle + 1) // 8)
+    return wish if middle >= 2 * wish else max(1, middle // 8)
 
 
 class InfLLMIndex(Index):
@@ -31,7 +30,7 @@ class InfLLMIndex(Index):
         super().__init__(layer, store, budget)
         self.method = method
         self.block = block_size(method.block_tokens, budget.middle)
-        self.num_selected = max(0, (budget.middle - (self.block - 1)) // self.block)
+        self.num_selected = max(0, (budget.middle - self.block) // self.block)
         self.blocks = torch.zeros(layer.num_heads, 0, layer.head_dim, dtype=layer.dtype, device=layer.device)
         self.formed = budget.sink
         self.scores = torch.zeros(layer.num_heads, 0, device=layer.device)
@@ -49,8 +48,11 @@ class InfLLMIndex(Index):
         self.scores = torch.nn.functional.pad(self.scores, (0, max(0, missing)))
 
     def form_blocks(self, end: int) -> None:
-        """Make blocks of all whole stretches that have left the local window, which starts at `end`."""
-        num_new = max(0, (end - self.formed) // self.block)
+        """Make blocks of all whole stretches that have left the local window, which starts at `end`.
+
+        As in the authors' code a stretch waits for one token more, so up to `block` tokens are in no block.
+        """
+        num_new = max(0, (end - 1 - self.formed) // self.block)
         if num_new == 0:
             return
         stop = self.formed + num_new * self.block
@@ -76,7 +78,10 @@ class InfLLMIndex(Index):
         return Selection(torch.cat([tokens, remainder.expand(tokens.shape[0], -1)], 1))
 
     def lookup(self, step: Step) -> Tensor:
-        """Ids [G,b] of the blocks to read: largest sum over heads of mean query x representative, queries at one angle."""
+        """Ids [G,b] of the blocks to read: those with the largest sum over heads of mean query x representative.
+
+        The queries are turned to the one angle at which they will read.
+        """
         num_blocks, num_kv_heads = self.blocks.shape[1], self.layer.num_kv_heads
         if num_blocks <= self.num_selected:
             return torch.arange(num_blocks, device=self.layer.device).expand(num_kv_heads, -1)

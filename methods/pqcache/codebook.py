@@ -36,7 +36,7 @@ class Codebook:
 
 
 def fit(keys: Tensor, num_sub: int, num_centroids: int, iterations: int, seed: int) -> Codebook:
-    """A codebook of keys [G,n,D] by Lloyd's algorithm with at most `iterations` rounds (section 3.2, L2 on post-RoPE keys).
+    """A codebook of keys [G,n,D] by Lloyd's algorithm with at most `iterations` rounds (L2 on post-RoPE keys).
 
     The initial centroids are rows drawn once for all sub-spaces, on the host, so that every device starts alike.
     """
@@ -48,7 +48,7 @@ def fit(keys: Tensor, num_sub: int, num_centroids: int, iterations: int, seed: i
 
 
 def kmeans(points: Tensor, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm on P independent problems at once: points [P,n,d], start [C] -> (centroids [P,C,d], labels [P,n]).
+    """Lloyd's algorithm on P problems at once: points [P,n,d], start [C] -> (centroids [P,C,d], labels [P,n]).
 
     An empty cluster keeps its centroid. Ends early when no label changes. A batched torch form is used because a
     library call per problem (16 and more small ones a layer) would neither batch nor run where the keys are.
@@ -87,4 +87,5 @@ def means(points: Tensor, labels: Tensor, old: Tensor) -> Tensor:
 
 def split_heads(keys: Tensor, num_sub: int) -> Tensor:
     """Keys [G,n,D] as float32 sub-vectors [G,s,n,D/s]; sub-vector j is the channels j*D/s .. (j+1)*D/s."""
-    return keys.float().unflatten(-1, (num_sub, -1)).transpose(1, 2)
+    out: Tensor = keys.float().unflatten(-1, (num_sub, -1))
+    return out.transpose(1, 2)

@@ -15,7 +15,7 @@ from methods.store import GROW, KVStore
 
 
 class SparQIndex(Index):
-    """A second, channel-major copy of the keys [G,D,n], so that r channels are r contiguous reads, and sum of values."""
+    """A second, channel-major copy of the keys [G,D,n], so that r channels are r contiguous reads, and value sums."""
 
     def __init__(self, layer: Layer, store: KVStore, budget: Budget, method: SparQ) -> None:
         super().__init__(layer, store, budget)

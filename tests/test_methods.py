@@ -1,0 +1,205 @@
+"""Every method keeps the contract: dense when it may read everything, within its budget always, the same twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from configs.build import instance
+from engine.arm import Plan
+from engine.generate import Answer, Question, Stop, answer
+from engine.ledger import AuditError
+from engine.model import Model
+from methods.base import Budget, Index, Layer, Method, Selection, Step
+from methods.budget import parse_budget, resolve
+from methods.store import EvictingStore, KVStore
+from tests.models import FAMILIES, MHA, greedy, model_of, networks, prompt_ids
+
+FOLDER = Path(__file__).parent.parent / "configs" / "method"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+SELECTING = [name for name in NAMES if name != "full"]
+NUM_NEW = 20
+LENGTH = 150
+# InfLLM reads what is outside the local window at one distance, by design; its window then holds the whole prompt.
+CLIPPED = {"infllm"}
+
+
+def method_of(name: str, **changes: object) -> Method:
+    node = {**yaml.safe_load((FOLDER / f"{name}.yaml").read_text()), **changes}
+    if name == "infllm":
+        node.setdefault("block_tokens", 16)
+        node["block_tokens"] = min(16, node["block_tokens"])
+    built = instance(node, "method")
+    assert isinstance(built, Method)
+    return built
+
+
+def ask(model: Model, name: str, budget: Budget | None, method: Method | None = None, seed: int = 0) -> Answer:
+    question = Question(prompt_ids(LENGTH), seed, Stop(NUM_NEW, frozenset()))
+    return answer(model, question, [Plan(name, method or method_of(name), budget)])[0]
+
+
+def whole(name: str, method: Method) -> Budget:
+    """A budget that holds prompt and answer, with the method at work all the same."""
+    if name in CLIPPED or method.split(10, 0.5)[1] == 0:
+        return Budget(4, LENGTH + NUM_NEW, 0)
+    return Budget(4, 20, LENGTH + NUM_NEW)
+
+
+def tenth(method: Method, model: Model, ratio: str = "0.2") -> Budget:
+    budget = resolve(parse_budget(ratio), method, LENGTH, 4, 0.5, 0, model.bytes_per_token)
+    assert budget is not None
+    return budget
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mistral_sliding"])
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_budget_equals_generate(name: str, family: str) -> None:
+    ours, theirs = networks(family)
+    method = method_of(name)
+    found = ask(model_of(ours), name, None if name == "full" else whole(name, method), method)
+    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_whole_budget_equals_generate_without_groups(name: str) -> None:
+    ours, theirs = networks("llama", **MHA)
+    method = method_of(name)
+    found = ask(model_of(ours), name, whole(name, method), method)
+    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_budget_is_kept_and_used(name: str) -> None:
+    model = model_of(networks("llama")[0])
+    method = method_of(name)
+    budget = tenth(method, model)
+    ledger = ask(model, name, budget, method).ledger
+    assert ledger.budget_tokens == budget.total
+    assert ledger.attended_max <= budget.total
+    # Block methods round down; a token-wise one that reads less than its budget would be unfair to itself.
+    assert ledger.attended_mean >= (0.75 if name == "infllm" else 1.0) * budget.total
+    assert ledger.moved["kv"] < LENGTH * model.bytes_per_token
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_selection_changes_the_answer_or_at_least_the_reading(name: str) -> None:
+    model = model_of(networks("llama")[0])
+    method = method_of(name)
+    full, small = ask(model, "full", None), ask(model, name, tenth(method, model, "0.1"), method)
+    assert full.ledger.attended_mean > 3 * small.ledger.attended_mean
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_answer(name: str) -> None:
+    model = model_of(networks("llama")[0])
+    method = method_of(name)
+    budget = None if name == "full" else tenth(method, model)
+    first, second = ask(model, name, budget, method), ask(model, name, budget, method)
+    assert first.tokens == second.tokens
+    assert first.ledger.resident == second.ledger.resident
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lockstep_rows_equal_single_runs(name: str) -> None:
+    model = model_of(networks("llama")[0])
+    names = [name, "full", "h2o", "oracle"]
+    methods = [method_of(n) for n in names]
+    plans = [Plan(n, m, None if n == "full" else tenth(m, model)) for n, m in zip(names, methods, strict=True)]
+    question = Question(prompt_ids(LENGTH), 3, Stop(NUM_NEW, frozenset()))
+    together = answer(model, question, plans)
+    for plan, found in zip(plans, together, strict=True):
+        assert found.tokens == answer(model, question, [plan])[0].tokens
+        assert found.ledger.tpot_s is None, "speed is not measured in shared runs"
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_short_prompt_is_dense_and_says_so(name: str) -> None:
+    ours, theirs = networks("llama")
+    found = ask(model_of(ours), name, None)
+    assert found.dense_short
+    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_question_after(name: str) -> None:
+    """The later prompt tokens pass through the compressed cache; with a whole budget that is the dense answer."""
+    ours, theirs = networks("llama")
+    model, method = model_of(ours), method_of(name)
+    question = Question(prompt_ids(LENGTH), 0, Stop(NUM_NEW, frozenset()), context_end=LENGTH - 12)
+    found = answer(model, question, [Plan(name, method, whole(name, method))])[0]
+    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+    small = answer(model, question, [Plan(name, method, tenth(method, model))])[0]
+    assert small.ledger.attended_max <= tenth(method, model).total
+
+
+def test_evicted_memory_is_really_freed() -> None:
+    model = model_of(networks("llama")[0])
+    for name in ("h2o", "window"):
+        method = method_of(name)
+        ledger = ask(model, name, tenth(method, model), method).ledger
+        assert ledger.resident["k"] + ledger.resident["v"] < 0.4 * ledger.resident_full
+
+
+class Greedy(Index):
+    """Reads one token more than it may."""
+
+    def select(self, step: Step) -> Selection:
+        some = torch.arange(step.sink, step.sink + step.k + 1)
+        return Selection(some.expand(self.layer.num_kv_heads, -1))
+
+
+class Twice(Index):
+    """Names a token twice, which would count its weight twice."""
+
+    def select(self, step: Step) -> Selection:
+        return Selection(torch.full((self.layer.num_kv_heads, 2), step.sink))
+
+
+class Outside(Index):
+    """Names a token of the local window."""
+
+    def select(self, step: Step) -> Selection:
+        return Selection(torch.full((self.layer.num_kv_heads, 1), step.end))
+
+
+class Idle(Index):
+    """Keeps everything in an evicting store and drops nothing: silently off."""
+
+    def select(self, step: Step) -> Selection:
+        return Selection()
+
+
+@dataclass(frozen=True)
+class Cheat(Method):
+    """A method with a given index."""
+
+    made: ClassVar[Callable[..., Index]]
+
+    def store(self, layer: Layer, budget: Budget, k: Tensor, v: Tensor) -> KVStore:
+        return EvictingStore(k, v) if self.made is Idle else super().store(layer, budget, k, v)
+
+    def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
+        return type(self).made(layer, store, budget)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (Greedy, "attended 31 tokens"),
+        (Twice, "twice or outside"),
+        (Outside, "twice or outside"),
+        (Idle, "its budget is"),
+    ],
+)
+def test_audit_fails_a_cheating_method_by_name(index: type[Index], message: str) -> None:
+    method = type("C", (Cheat,), {"made": index})()
+    with pytest.raises(AuditError, match=f"method cheat .*{message}"):
+        ask(model_of(networks("llama")[0]), "cheat", Budget(4, 10, 16), method)
