@@ -1,25 +1,15 @@
-"""Predictions in LongBench's own file layout: its scorer reads ours, and we read its files."""
+"""Predictions in LongBench's own file layout, so that its scorer reads ours (`eval.longbench` reads such files)."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.base import Sample, Task
 from eval.json_files import encode, strict_json, write_bytes
 from eval.records import Record
 from eval.run_folder import safe_name
-
-
-class Prediction(NamedTuple):
-    """One row of a LongBench prediction file; `length` is None in files that leave it out."""
-
-    prediction: str
-    answers: tuple[str, ...]
-    all_classes: tuple[str, ...] | None
-    length: int | None
 
 
 def prediction_path(root: Path, model: str, task: Task, miniature: bool = False) -> Path:
@@ -50,26 +40,3 @@ def _row(sample: Sample, record: Record) -> dict[str, Any]:
         "all_classes": None if sample.all_classes is None else list(sample.all_classes),
         "length": sample.length,
     }
-
-
-def read_predictions(path: Path) -> tuple[Prediction, ...]:
-    """The rows of a LongBench prediction file, in file order (which need not be the data's: rows carry no id).
-
-    Raises ValueError that names file and line for a row that is none.
-    """
-    lines = path.read_bytes().split(b"\n")
-    return tuple(_read(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
-
-
-def _read(path: Path, number: int, line: bytes) -> Prediction:
-    try:
-        row = json.loads(line)
-        classes = row.get("all_classes")
-        prediction = Prediction(row["pred"], tuple(row["answers"]), classes and tuple(classes), row.get("length"))
-        if not isinstance(prediction.prediction, str):
-            raise TypeError(f"pred is {prediction.prediction!r}, not text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}:{number} is no LongBench prediction ({error!r}); it needs pred and answers"
-        ) from error
-    return prediction

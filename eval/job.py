@@ -31,11 +31,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """A job with its rows: what is asked, in which folder it is kept, under which name."""
+    """A job with its rows: what is asked, from where, in which folder it is kept.
+
+    source: "miniature", "hub", or the absolute path that `data` named.
+    """
 
     job: Job
     task: Task
     dataset: Dataset
+    source: str
     config: Mapping[str, Any]
     folder: Path
 
@@ -67,10 +71,11 @@ def prepare(job: Job) -> Work:
     if source == "miniature":
         task, rows = job.task.small(), miniature.load(job.task)
     else:
+        source = source if source == "hub" else str(Path(source).expanduser().resolve())
         task, rows = job.task, longbench.load(job.task, source)
     ignored = {"budget": None, "local_share": None, "compensate": None} if job.method.kind == "none" else {}
     # The rows are named by what they are, not by where they lie: a copy elsewhere is the same run.
     kind = "miniature" if rows.miniature else "longbench"
     config = {**job.config, **ignored, "method_name": job.method_name, "data": kind, "data_revision": rows.revision}
     names = (job.spec.name, task.file_name, job.method_name)
-    return Work(job, task, rows, config, run_path(Path(job.settings.results), *names, config))
+    return Work(job, task, rows, source, config, run_path(Path(job.settings.results), *names, config))

@@ -39,6 +39,7 @@ def run(work: Work) -> dict[str, Any]:
     facts = {
         **collect(job.argv, device=str(model.device), seed=settings.seed),
         "model_revision": model.revision,
+        "data": work.source,
         "data_source": work.dataset.source,
         "data_official": work.dataset.official,
     }

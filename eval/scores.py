@@ -7,15 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from eval.json_files import write_json
+from eval.longbench import bucket, score_buckets, score_task
 from eval.records import Record
 from eval.statistics import bootstrap_mean, quantile
 
 SCORES_FILE = "scores.json"
-# LongBench-E, by the stored length: below 4000, below 8000, the rest.
-_BUCKETS: dict[str, tuple[float, float]] = {"0-4k": (0, 4000), "4-8k": (4000, 8000), "8k+": (8000, float("inf"))}
 
 _Reader = Callable[[Mapping[str, Any]], float | None]
 
@@ -59,7 +56,7 @@ def derive(header: Header, records: Mapping[str, Record], ids: Sequence[str]) ->
     answered = [record for record in found if record.error is None]
     return {
         **asdict(header),
-        "score": official_score(_scores(answered)),
+        "score": score_task(_scores(answered)) if answered else None,
         "ci95": _interval(answered),
         "n": len(answered),
         "n_expected": len(ids),
@@ -79,11 +76,6 @@ def write(folder: Path, scores: Mapping[str, Any]) -> Path:
     return path
 
 
-def official_score(scores: Sequence[float]) -> float | None:
-    """LongBench's task score: the mean of 0-1 scores as 0-100, two decimals (eval.py's rounding); None for none."""
-    return round(100 * sum(scores) / len(scores), 2) if scores else None
-
-
 def _scores(records: Sequence[Record]) -> list[float]:
     return [record.score for record in records if record.score is not None]
 
@@ -94,18 +86,12 @@ def _interval(records: Sequence[Record]) -> list[float] | None:
 
 
 def _buckets(records: Sequence[Record]) -> dict[str, Any]:
-    return {
-        name: _bucket([record for record in records if low <= record.length < high])
-        for name, (low, high) in _BUCKETS.items()
-    }
+    official = score_buckets(_scores(records), [record.length for record in records])
+    return {name: _bucket(score, [r for r in records if bucket(r.length) == name]) for name, score in official.items()}
 
 
-def _bucket(records: Sequence[Record]) -> dict[str, Any] | None:
-    if not records:
-        return None
-    # The official scorer takes numpy's mean here and a plain sum for whole tasks; they may round apart.
-    score = round(100 * float(np.mean(_scores(records))), 2)
-    return {"score": score, "ci95": _interval(records), "n": len(records)}
+def _bucket(score: float | None, records: Sequence[Record]) -> dict[str, Any] | None:
+    return None if score is None else {"score": score, "ci95": _interval(records), "n": len(records)}
 
 
 def summarise(ledgers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     n = scores.shape[-1]
     if k >= n:
         return torch.arange(n, device=scores.device).expand(*scores.shape[:-1], n)
-    threshold = scores.topk(k, dim=-1).values[..., -1:]
+    threshold = scores.topk(max(k, 1), dim=-1).values[..., -1:]
     above = scores > threshold
     equal = scores == threshold
     spare = k - above.sum(-1, keepdim=True)

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from data.base import Sample, Task
-from eval.export import Prediction, prediction_path, read_predictions, write_predictions
+from eval.export import prediction_path, write_predictions
+from eval.longbench import Prediction, read_predictions
 from eval.records import Record
 from tests.test_records import answer
 
 TASK = Task("trec", "few-shot", "en", "classification", 64, 200, "{context}{input}")
 SAMPLES = (
     Sample("b", "c", "i", ("Paris", "巴黎"), ("x", "y"), 120),
-    Sample("a", "c", "i", ("Rome",), None, 130),
+    Sample("a", "c", "i", ("Rome",), ("x",), 130),
 )
 RECORDS = {"a": answer("a", prediction="Rome\u2028\n!"), "b": answer("b", prediction="巴黎 \ud83d"), "z": answer("z")}
 
@@ -27,11 +28,11 @@ def test_rows_are_longbenchs_in_the_order_of_the_data(tmp_path: Path) -> None:
     assert path == tmp_path / "pred" / "org--name" / "trec.jsonl"
     rows = [json.loads(line) for line in path.open(encoding="utf-8")]
     assert [list(row) for row in rows] == [["pred", "answers", "all_classes", "length"]] * 2
-    assert rows[1] == {"pred": "Rome\u2028\n!", "answers": ["Rome"], "all_classes": None, "length": 130}
+    assert rows[1] == {"pred": "Rome\u2028\n!", "answers": ["Rome"], "all_classes": ["x"], "length": 130}
     assert "巴黎" in path.read_text(encoding="utf-8")
-    assert read_predictions(path) == (
+    assert read_predictions(path, TASK) == (
         Prediction("巴黎 \ud83d", ("Paris", "巴黎"), ("x", "y"), 120),
-        Prediction("Rome\u2028\n!", ("Rome",), None, 130),
+        Prediction("Rome\u2028\n!", ("Rome",), ("x",), 130),
     )
 
 
@@ -45,17 +46,3 @@ def test_holes_are_not_exported(tmp_path: Path, found: dict[str, Record]) -> Non
     with pytest.raises(ValueError, match=r"1 of 2 samples have no prediction \(first: 'a'\)"):
         write_predictions(tmp_path / "x.jsonl", SAMPLES, found)
     assert not (tmp_path / "x.jsonl").exists()
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"pred": "x"}', '{"pred": null, "answers": []}'])
-def test_a_row_that_is_none_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "trec.jsonl"
-    path.write_text('{"pred": "x", "answers": ["y"]}\n' + line + "\n")
-    with pytest.raises(ValueError, match=r"trec\.jsonl:2 is no LongBench prediction"):
-        read_predictions(path)
-
-
-def test_files_without_length_can_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "trec.jsonl"
-    path.write_text('{"pred": "x", "answers": ["y"]}')
-    assert read_predictions(path) == (Prediction("x", ("y",), None, None),)

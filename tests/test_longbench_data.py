@@ -239,3 +239,12 @@ def test_real_rows_load_unchanged(name: str) -> None:
         found = (sample.id, sample.context, sample.input, list(sample.answers), classes, sample.length)
         assert found == tuple(row[key] for key in ("_id", "context", "input", "answers", "all_classes", "length"))
     assert dataset.official is False, "these are the first rows only"
+
+
+def test_why_the_json_loader_of_datasets_is_not_used(tmp_path: Path) -> None:
+    """It turns texts that look like dates and numbers into something else. When this fails, it may be used again."""
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"answers": ["2001-02-03"]}\n')
+    rows = datasets.load_dataset("json", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
+    assert rows[0]["answers"] != ["2001-02-03"]

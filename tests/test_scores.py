@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from eval.records import Record
-from eval.scores import Header, derive, official_score, write
+from eval.longbench import score_task
+from eval.scores import Header, derive, write
 from tests.test_records import answer
 
 HEADER = Header("tiny", "qasper", "pqcache", 0.1, "longbench", "qa_f1", miniature=True, metric_backend=None)
@@ -68,10 +69,10 @@ def test_a_smaller_limit_scores_the_first_ids_only() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "expected"),
-    [([1 / 3] * 3, 33.33), ([2 / 3], 66.67), ([0.00125], 0.12), ([0.00375], 0.38), ([0.0, 0.0], 0.0), ([], None)],
+    [([1 / 3] * 3, 33.33), ([2 / 3], 66.67), ([0.00125], 0.12), ([0.00375], 0.38), ([0.0, 0.0], 0.0)],
 )
-def test_scores_round_as_longbench_rounds(scores: list[float], expected: float | None) -> None:
-    assert official_score(scores) == expected
+def test_scores_round_as_longbench_rounds(scores: list[float], expected: float) -> None:
+    assert score_task(scores) == expected
 
 
 def test_buckets_use_the_stored_length_with_the_official_edges() -> None:

@@ -1,0 +1,103 @@
+"""What stands on the command line: flags and `key=value` words, each checked before Hydra composes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.errors import HydraException
+
+FOLDER = Path(__file__).resolve().parent
+GROUPS = ("model", "method", "task", "experiment")
+FLAGS = "-m (a sweep), --cfg job (print the configuration), --help"
+FORM = "give key=value, and quotes in quotes around values with any of ,()[]{}~ such as \"data='~/rows'\""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """words: the `key=value` ones. sweep: `-m` was given. show: `--cfg job` was given."""
+
+    words: tuple[str, ...]
+    sweep: bool
+    show: bool
+
+
+def read(argv: Sequence[str]) -> Arguments:
+    """The command line, flags and words in any order. Raises ValueError for an unknown flag."""
+    words, sweep, show = [], False, False
+    rest = iter(argv)
+    for argument in rest:
+        if argument in ("-m", "--multirun"):
+            sweep = True
+        elif argument in ("-c", "--cfg"):
+            show = True
+            if (part := next(rest, "")) != "job":
+                raise ValueError(f"{argument} {part}: the only part is job, as in {argument} job")
+        elif argument.startswith("-"):
+            raise ValueError(f"{argument} is no flag; allowed are {FLAGS}; everything else is key=value")
+        else:
+            words.append(argument)
+    return Arguments(tuple(words), sweep, show)
+
+
+def jobs(words: Sequence[str]) -> list[list[str]]:
+    """The words of each job of a sweep, in Hydra's order. Raises ValueError as `parse` does."""
+    return [list(job) for job in product(*(_values(word) for word in words))]
+
+
+def readable(word: str) -> str:
+    """A word as Hydra shall read it. Raises ValueError as `parse` does."""
+    override = parse(word)
+    # A field that a YAML leaves at its default may be set too; `configs.build.typed` refuses what is no field.
+    inside = override.type is OverrideType.CHANGE and override.key_or_group.startswith(("model.", "method.", "task."))
+    return f"++{word}" if inside else word
+
+
+def parse(word: str) -> Override:
+    """Raises ValueError, in one line that names the word, for what is no `key=value`, and for unknown names of groups."""
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        raise ValueError(f"cannot read {word!r}: {FORM}") from error
+    if not override.key_or_group:
+        raise ValueError(f"cannot read {word!r}: {FORM}")
+    if override.key_or_group in GROUPS:
+        _check_name(override, word)
+    return override
+
+
+def choices(group: str) -> list[str]:
+    """The names a group knows: its YAML files."""
+    return sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
+
+
+def closest(name: str, allowed: Sequence[str]) -> str:
+    """A question that guesses what was meant, empty where nothing is close."""
+    close = get_close_matches(name, allowed, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _values(word: str) -> list[str]:
+    override = parse(word)
+    if not override.is_sweep_override():
+        return [word]
+    if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+        raise ValueError(f"{word}: only lists such as 0.1,0.2 and range() make a sweep")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _check_name(override: Override, word: str) -> None:
+    group = override.key_or_group
+    if override.is_sweep_override():
+        names = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+    else:
+        names = [] if word == "experiment=null" else [override.get_value_element_as_str()]
+    for name in names:
+        if name not in choices(group):
+            allowed = ", ".join(choices(group)) or "none"
+            raise ValueError(f"{group}={name} is unknown; allowed are {allowed}{closest(name, choices(group))}")
