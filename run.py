@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Any
 
 USAGE = """\
@@ -36,16 +38,41 @@ def main(argv: Sequence[str]) -> int:
     if any(a in ("-h", "--help") for a in argv):
         print(usage(), end="")
         return 0
-    from configs.compose import compose_config, job
-    from configs.sweep import sweep
+    from eval.interrupts import interruptible
 
     try:
-        if any(a.startswith("-") for a in argv):
-            return sweep(argv, lambda config: one_run(job(config, argv)))
-        return one_run(job(compose_config(argv), argv))
+        with interruptible():
+            return guarded(lambda: start(argv))
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped; the records so far are kept, run again to resume", file=sys.stderr)
         return 130
+
+
+def start(argv: Sequence[str]) -> int:
+    """Do what the command line asks for: a run, a sweep, or to show the configuration."""
+    from configs.arguments import jobs, read
+    from configs.compose import compose_config, job, plain
+    from configs.sweep import sweep
+
+    arguments = read(argv)
+    if not (arguments.sweep or arguments.show):
+        return one_run(job(compose_config(arguments.words), argv))
+    # All of a sweep is read before its first run: a typing mistake shows now, not after hours.
+    configs = [compose_config(words) for words in jobs(arguments.words)]
+    for config in configs:
+        job(config, argv)
+    if arguments.show:
+        from yaml import safe_dump
+
+        print("---\n".join(safe_dump(plain(config), sort_keys=False, allow_unicode=True) for config in configs), end="")
+        return 0
+    return sweep(arguments.words, lambda config: guarded(lambda: one_run(job(config, argv))))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit status of `work`, whatever happens in it short of an interrupt."""
+    try:
+        return work()
     except Exception as error:
         return fail(error)
 
@@ -78,7 +105,8 @@ def fail(error: Exception) -> int:
     from eval.locks import FolderInUse
 
     if not isinstance(error, ValueError | OSError | MemoryError | AuditError | FolderInUse):
-        raise error
+        traceback.print_exception(error)
+        return 1
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 1
 
@@ -96,4 +124,6 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 must not cost a finished run its table
     sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 
 FOLDER = Path(__file__).resolve().parent
@@ -47,7 +47,7 @@ def read(argv: Sequence[str]) -> Arguments:
 
 def jobs(words: Sequence[str]) -> list[list[str]]:
     """The words of each job of a sweep, in Hydra's order. Raises ValueError as `parse` does."""
-    return [list(job) for job in product(*(_values(word) for word in words))]
+    return [list(job) for job in product(*(_values(parse(word)) for word in words))]
 
 
 def readable(word: str) -> str:
@@ -67,7 +67,7 @@ def parse(word: str) -> Override:
     if not override.key_or_group:
         raise ValueError(f"cannot read {word!r}: {FORM}")
     if override.key_or_group in GROUPS:
-        _check_name(override, word)
+        _check_name(override)
     return override
 
 
@@ -82,22 +82,22 @@ def closest(name: str, allowed: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _values(word: str) -> list[str]:
-    override = parse(word)
+def _values(override: Override) -> list[str]:
+    word = str(override.input_line)
     if not override.is_sweep_override():
         return [word]
-    if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+    if not override.is_discrete_sweep() or override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         raise ValueError(f"{word}: only lists such as 0.1,0.2 and range() make a sweep")
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def _check_name(override: Override, word: str) -> None:
+def _check_name(override: Override) -> None:
     group = override.key_or_group
     if override.is_sweep_override():
-        names = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
+        names = [value.partition("=")[2] for value in _values(override)]
     else:
-        names = [] if word == "experiment=null" else [override.get_value_element_as_str()]
+        names = ["null" if override.value() is None else str(override.value())]
     for name in names:
-        if name not in choices(group):
+        if name not in choices(group) and (group, name) != ("experiment", "null"):
             allowed = ", ".join(choices(group)) or "none"
             raise ValueError(f"{group}={name} is unknown; allowed are {allowed}{closest(name, choices(group))}")

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from configs.arguments import closest
+
 T = TypeVar("T")
 
 
@@ -20,10 +22,14 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     Raises ValueError, in one line, for unknown, missing, ill-typed and refused values.
     """
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            raise ValueError(f"{_dotted(where, key)} is not a field; allowed are {', '.join(names) or 'none'}")
     hints = get_type_hints(kind)
+    for key, value in values.items():
+        if key not in names:
+            allowed = f"allowed are {', '.join(names) or 'none'}{closest(key, names)}"
+            raise ValueError(f"{_dotted(where, key)} is not a field; {allowed}")
+        # Pydantic takes true for 1.
+        if isinstance(value, bool) and bool not in (hints[key], *get_args(hints[key])):
+            raise ValueError(f"{_dotted(where, key)}={str(value).lower()}: input should be no boolean")
     built = {key: _nested(hints[key], value, _dotted(where, key)) for key, value in values.items()}
     try:
         return TypeAdapter(kind).validate_python(built)
@@ -49,6 +55,14 @@ def target(node: Mapping[str, Any], where: str) -> type[Any]:
 def instance(node: Mapping[str, Any], where: str) -> Any:
     """The object that a node with a `_target_` describes."""
     return typed(target(node, where), {k: v for k, v in node.items() if k != "_target_"}, where)
+
+
+def described(value: Any) -> Any:
+    """The inverse of `instance`: an object and those within it as plain values, defaults included."""
+    if not is_dataclass(value):
+        return value
+    path = f"{type(value).__module__}.{type(value).__qualname__}"
+    return {"_target_": path, **{f.name: described(getattr(value, f.name)) for f in fields(value)}}
 
 
 def _nested(hint: Any, value: Any, where: str) -> Any:

@@ -1,20 +1,20 @@
-"""Runs that Hydra itself starts: `-m` sweeps and its inspection flags."""
+"""A sweep: one run for each combination of values, through Hydra and its launchers."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-FOLDER = Path(__file__).resolve().parent
+from configs.arguments import FOLDER, readable
 
 
-def sweep(argv: Sequence[str], run: Callable[[DictConfig], int]) -> int:
-    """Let Hydra read `argv` and call `run` for each job; the worst exit status. A failed one stops no other."""
+def sweep(words: Sequence[str], run: Callable[[DictConfig], int]) -> int:
+    """Call `run`, which raises nothing but interrupts, with the configuration of each job; the worst exit status."""
     statuses: list[int] = []
 
     @hydra.main(config_path=str(FOLDER), config_name="config", version_base="1.3")
@@ -22,12 +22,14 @@ def sweep(argv: Sequence[str], run: Callable[[DictConfig], int]) -> int:
         whole = OmegaConf.masked_copy(config, list(config))
         with open_dict(whole):
             whole.hydra = HydraConfig.get()
-        try:
-            statuses.append(run(whole))
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            statuses.append(1)
+        statuses.append(run(whole))
 
-    sys.argv = [sys.argv[0], *argv]
-    each()
+    # Hydra then raises its errors in place of printing them in its own way.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    before = sys.argv
+    sys.argv = [before[0], "-m", *(readable(word) for word in words)]
+    try:
+        each()
+    finally:
+        sys.argv = before
     return max(statuses, default=0)

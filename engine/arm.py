@@ -21,7 +21,7 @@ from methods.store import KVStore, Part, Traffic
 class Plan:
     """What an arm shall be: a name for messages, a method, and its budget for this prompt.
 
-    budget None: answered densely, because the method has no budget or the prompt is short.
+    budget None: the method knows none (kind "none"), or the prompt is too short for it and is answered densely.
     """
 
     name: str
@@ -30,8 +30,13 @@ class Plan:
 
     @property
     def active(self) -> Method:
-        """The method that really runs: full attention where there is no budget."""
-        return self.method if self.budget is not None else Full()
+        """The method that really runs: full attention where a prompt is too short to select from."""
+        return Full() if self.short else self.method
+
+    @property
+    def short(self) -> bool:
+        """Whether the prompt is answered densely because it is short."""
+        return self.budget is None and self.method.kind != "none"
 
 
 class SelectiveLayer:

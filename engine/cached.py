@@ -16,7 +16,7 @@ def local_file(path: str, revision: str | None, name: str) -> Path | None:
 
     path, revision: as `ModelSpec` has them; a folder of this project wins over one of the working directory.
     """
-    for folder in (ROOT / path, Path(path)):
+    for folder in (ROOT / path, Path(path).expanduser()):
         if folder.is_dir():
             return folder / name if (folder / name).is_file() else None
     try:

@@ -18,6 +18,9 @@ from engine.seam import forward
 from methods.base import Budget, Layer, Observer
 
 
+NO_BUDGET = Budget(0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Stop:
     """When an answer ends. tokens: any of these ends it and is part of it; before `min_new` tokens they are barred."""
@@ -108,7 +111,7 @@ def prefill(model: Model, layers: Sequence[Layer], ids: Tensor, plans: Sequence[
 
 
 def _observers(plan: Plan, layer: Layer) -> tuple[Observer, ...]:
-    return plan.active.observers(layer, plan.budget) if plan.budget is not None else ()
+    return plan.active.observers(layer, plan.budget or NO_BUDGET)
 
 
 def _start(model: Model, layers: Sequence[Layer], ids: Tensor, plan: Plan, prefix: Prefix | None) -> tuple[Arm, Tensor]:
@@ -125,7 +128,7 @@ def _start(model: Model, layers: Sequence[Layer], ids: Tensor, plan: Plan, prefi
 
 
 def _arm(model: Model, layers: Sequence[Layer], plan: Plan, prefix: Prefix | None) -> Arm:
-    budgets = iter(plan.active.budgets(plan.budget or Budget(0, 0, 0), model.num_selectable))
+    budgets = iter(plan.active.budgets(plan.budget or NO_BUDGET, model.num_selectable))
     states: list[SelectiveLayer | SlidingLayer] = []
     for number, (layer, geometry) in enumerate(zip(layers, model.geometry, strict=True)):
         empty = torch.empty(layer.num_kv_heads, 0, layer.head_dim, dtype=layer.dtype, device=layer.device)
@@ -202,8 +205,7 @@ def _settle(model: Model, arm: Arm, tokens: list[int], clock: Clock, marks: Mark
         peak_bytes=torch.cuda.max_memory_allocated(model.device) if alone and model.device.type == "cuda" else None,
         **asdict(seconds),
     )
-    short = plan.budget is None and plan.method.kind != "none"
-    return Answer(tuple(tokens), ledger, short)
+    return Answer(tuple(tokens), ledger, plan.short)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,6 +25,7 @@ from transformers import (
 from transformers import logging as hf_logging
 
 from engine.attention import BACKENDS
+from engine.memory import explain_out_of_memory
 from engine.model import Model, geometry_of
 from engine.prompt import stop_ids
 from engine.seam import NAME
@@ -41,18 +46,17 @@ def load(spec: ModelSpec, device: str, dtype: str, attention: str, prefill_chunk
     hf_logging.disable_progress_bar()
     where = pick_device(device)
     check_attention(attention, where)
-    path = str(ROOT / spec.path) if (ROOT / spec.path).is_dir() else spec.path
+    path, random = path_of(spec), spec.weights == "random"
     config = config_of(spec, path)
     reason = refusal(config)
     if reason:
         raise ValueError(f"model={spec.name}: {reason}")
     network = network_of(spec, path, config, where, device, pick_dtype(dtype, config), seed)
     network.requires_grad_(False).eval()
-    if not getattr(network, "_supports_attention_backend", False):
-        raise ValueError(f"model={spec.name}: {type(network).__name__} does not let its attention be replaced")
-    tokenizer = byte_tokenizer() if spec.weights == "random" else hub(AutoTokenizer.from_pretrained, spec, path)
+    tokenizer = byte_tokenizer() if random else hub(AutoTokenizer.from_pretrained, spec, path)
     configured = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
-    stops = stop_ids(tokenizer, configured if spec.weights == "pretrained" else None, spec.stop_tokens)
+    # The YAML's stop tokens are those of the checkpoint's tokenizer, which random weights do without.
+    stops = stop_ids(tokenizer, None, ()) if random else stop_ids(tokenizer, configured, spec.stop_tokens)
     return Model(
         name=spec.name,
         network=network,
@@ -62,21 +66,35 @@ def load(spec: ModelSpec, device: str, dtype: str, attention: str, prefill_chunk
         attention=attention,
         prefill_chunk=prefill_chunk,
         stop_tokens=stops,
-        revision=getattr(config, "_commit_hash", None) or spec.revision,
+        revision=None if random or Path(path).is_dir() else getattr(config, "_commit_hash", None) or spec.revision,
     )
+
+
+def path_of(spec: ModelSpec) -> str:
+    """The folder or the hub id of a model. Raises ValueError for what can be neither."""
+    if (ROOT / spec.path).is_dir():
+        return str(ROOT / spec.path)
+    folder = Path(spec.path).expanduser()
+    if spec.weights == "pretrained" and not folder.is_dir() and (spec.path[:1] in "./~" or spec.path.count("/") > 1):
+        raise ValueError(f"model.path={spec.path} is no folder; give one that holds the model, or a hub id ORG/NAME")
+    return str(folder)
 
 
 def pick_device(name: str) -> torch.device:
     """The torch device of the input ids."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "balanced":
-        name = "cuda"
-    if name != "cpu" and not name.startswith("cuda"):
+    if name == "cpu":
+        return torch.device(name)
+    match = re.fullmatch(r"balanced|cuda(?::(\d+))?", name)
+    if match is None:
         raise ValueError(f"device={name}: allowed are auto, cpu, cuda, cuda:0, balanced")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise ValueError(f"device={name}: no CUDA device is visible; give device=cpu or device=auto")
-    return torch.device(name)
+    number = match.group(1)
+    if number is not None and int(number) >= torch.cuda.device_count():
+        raise ValueError(f"device={name}: the visible ones are cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return torch.device("cuda" if name == "balanced" else name)
 
 
 def check_attention(backend: str, device: torch.device) -> None:
@@ -108,7 +126,8 @@ def config_of(spec: ModelSpec, path: str) -> PreTrainedConfig:
         raise ValueError(f"model.weights={spec.weights}: allowed are pretrained, random")
     if "model_type" not in spec.architecture:
         raise ValueError(f"model.weights=random: model={spec.name} has no model.architecture with a model_type")
-    return AutoConfig.for_model(**copy.deepcopy(dict(spec.architecture)))
+    with one_line(f"model.weights=random: model.architecture of model={spec.name} is refused"):
+        return AutoConfig.for_model(**copy.deepcopy(dict(spec.architecture)))
 
 
 def network_of(
@@ -124,9 +143,10 @@ def network_of(
     own = copy.deepcopy(config)
     if spec.weights == "random":
         torch.manual_seed(seed)
-        network: nn.Module = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=NAME)
-        return network.to(where)
-    return hub(  # type: ignore[no-any-return]
+        with one_line(f"model.weights=random: model={spec.name} could not be built"):
+            network: nn.Module = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=NAME)
+            return network.to(where)
+    network, found = hub(
         AutoModelForCausalLM.from_pretrained,
         spec,
         path,
@@ -135,23 +155,39 @@ def network_of(
         attn_implementation=NAME,
         use_safetensors=True,
         device_map="auto" if device == "balanced" else where,
+        output_loading_info=True,
     )
+    if found["missing_keys"]:  # they would silently be random
+        names = sorted(found["missing_keys"])
+        raise ValueError(f"model={spec.name}: {path} lacks {len(names)} weights, such as {names[0]}; fetch it again")
+    return network
 
 
 def hub(call: Any, spec: ModelSpec, path: str, **kwargs: Any) -> Any:
-    """A from_pretrained call whose failure is one line: not found, gated, no network, or remote code."""
+    """A from_pretrained call whose failure is one line: not found, gated, no network, damaged, or remote code."""
     revision = None if Path(path).is_dir() else spec.revision
-    try:
+    remedy = (
+        "Give model.path=FOLDER with a local copy; for a gated model accept its licence and run `hf auth login`; "
+        "model.weights=random needs no download"
+    )
+    with one_line(f"model={spec.name}: {path} (revision {revision}) could not be loaded", remedy):
         return call(path, revision=revision, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError) as error:
+
+
+@contextmanager
+def one_line(what: str, remedy: str = "") -> Iterator[None]:
+    """Turns any failure of a library within into one line that begins with `what`.
+
+    Raises MemoryError where memory ran out, OSError where the system refused, ValueError for everything else.
+    """
+    try:
+        yield
+    except Exception as error:  # the libraries raise their own, the HTTP client's, and bare ones
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # a full disk or a broken file has a better message of its own
+            raise  # a full disk has a better message of its own
+        explain_out_of_memory(error, "the model's weights")
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"model={spec.name}: {path} (revision {revision}) could not be loaded: {reason} "
-            "Give model.path=FOLDER with a local copy; for a gated model accept its licence and run `hf auth login`; "
-            "model.weights=random needs no download"
-        ) from error
+        raise ValueError(f"{what}: {reason or type(error).__name__} {remedy}".rstrip()) from error
 
 
 def refusal(config: PreTrainedConfig) -> str | None:
@@ -168,6 +204,11 @@ def refusal(config: PreTrainedConfig) -> str | None:
     other = set(getattr(text, "layer_types", None) or ()) - LAYER_TYPES
     if other:
         return f"layers of type {', '.join(sorted(other))} are not attention over a KV cache"
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        return f"{type(config).__name__} has no causal language model"
+    if not getattr(kind, "_supports_attention_backend", False):
+        return f"{kind.__name__} does not let its attention be replaced"
     return None
 
 
@@ -178,4 +219,10 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        chat_template="{{ bos_token }}{% for turn in messages %}{{ turn.content }}{% endfor %}",
+    )

@@ -39,18 +39,19 @@ def gpu(number: int) -> Device:
     return Device(f"cuda:{number}", torch.cuda.get_device_name(number), total, free)
 
 
-def free_bytes(device: torch.device, all_gpus: bool) -> int:
-    """Memory that could be had now for a model on `device`, or on all GPUs."""
+def free_bytes(name: str, all_gpus: bool) -> int:
+    """Memory that could be had now for a model on the device of that name, or on all GPUs."""
+    device = torch.device(name)
     if device.type != "cuda":
         return cpu().free_bytes
     numbers = range(torch.cuda.device_count()) if all_gpus else [device.index or 0]
     return sum(gpu(number).free_bytes for number in numbers)
 
 
-def flops_per_second(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+def flops_per_second(name: str, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Floating-point operations a second of square matrix products, measured for that long: about the best there is."""
-    size = 4096 if device.type == "cuda" else 512
-    matrix = torch.rand(size, size, device=device).to(dtype)
+    size = 512 if name == "cpu" else 4096
+    matrix = torch.rand(size, size, device=name).to(dtype)
     _multiply(matrix)  # the first product also sets the library up
     began, elapsed, num_products = time.perf_counter(), 0.0, 0
     while elapsed < seconds:

@@ -10,12 +10,14 @@ REMEDY = (
 )
 
 
-def explain_out_of_memory(error: Exception, num_prompt_tokens: int | None) -> None:
-    """Raise MemoryError, in one line, if `error` is any of the forms in which memory runs out; else do nothing."""
+def explain_out_of_memory(error: Exception, what: str) -> None:
+    """Raise MemoryError, in one line, if `error` is any of the forms in which memory runs out; else do nothing.
+
+    what: was being done.
+    """
     text = str(error)
     out = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text)
     )
     if out:
-        what = "a prompt" if num_prompt_tokens is None else f"a prompt of {num_prompt_tokens} tokens"
         raise MemoryError(f"out of memory on {what}; {REMEDY}") from error

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers import logging as hf_logging
 
-from engine.cached import ROOT, TOKENIZERS, local_file
-from engine.load import byte_tokenizer, config_of, hub, pick_dtype, refusal
+from engine.cached import TOKENIZERS, local_file
+from engine.load import byte_tokenizer, config_of, hub, one_line, path_of, pick_dtype, refusal
 from engine.model import Model, geometry_of
 from engine.seam import NAME
 from engine.spec import ModelSpec
@@ -48,15 +48,14 @@ def outline(spec: ModelSpec, dtype: str, attention: str, prefill_chunk: int) -> 
     Raises LookupError, with the reason, where its shapes are not known here; ValueError for a model that cannot be run.
     """
     hf_logging.set_verbosity_error()
-    path = str(ROOT / spec.path) if (ROOT / spec.path).is_dir() else spec.path
+    path = path_of(spec)
     config, source = local_config(spec, path)
     reason = refusal(config)
     if reason:
         raise ValueError(f"model={spec.name}: {reason}")
     kind, meta = pick_dtype(dtype, config), torch.device("meta")
-    tokenizer = local_tokenizer(spec, path)
+    tokenizer, network = local_tokenizer(spec, path), meta_network(spec, config, kind)
     try:
-        network = meta_network(config, kind)
         geometry = geometry_of(network, meta)
     except RuntimeError as error:
         raise LookupError(f"its shapes cannot be worked out without weights ({error})") from error
@@ -70,10 +69,11 @@ def local_config(spec: ModelSpec, path: str) -> tuple[PreTrainedConfig, str]:
     """The Hugging Face config that is on this disk, or the YAML's, and which of them it is."""
     if spec.weights == "random":
         return config_of(spec, path), "model.architecture, random weights"
-    if local_file(spec.path, spec.revision, "config.json") is not None:
+    if local_file(path, spec.revision, "config.json") is not None:
         return hub(AutoConfig.from_pretrained, spec, path, local_files_only=True), "the checkpoint's config"
     if "model_type" in spec.architecture:
-        return AutoConfig.for_model(**copy.deepcopy(dict(spec.architecture))), "model.architecture in its YAML"
+        with one_line(f"model.architecture of model={spec.name} is refused"):
+            return AutoConfig.for_model(**copy.deepcopy(dict(spec.architecture))), "model.architecture in its YAML"
     raise LookupError(f"{spec.path} is not on this disk, and there is no model.architecture for it")
 
 
@@ -81,14 +81,14 @@ def local_tokenizer(spec: ModelSpec, path: str) -> PreTrainedTokenizerBase | Non
     """The tokenizer, or None where it is not on this disk."""
     if spec.weights == "random":
         return byte_tokenizer()
-    if all(local_file(spec.path, spec.revision, name) is None for name in TOKENIZERS):
+    if all(local_file(path, spec.revision, name) is None for name in TOKENIZERS):
         return None
     return hub(AutoTokenizer.from_pretrained, spec, path, local_files_only=True)  # type: ignore[no-any-return]
 
 
-def meta_network(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+def meta_network(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
     """The network behind the seam, on the meta device: no memory, no numbers."""
-    with torch.device("meta"):
+    with one_line(f"model={spec.name} could not be built"), torch.device("meta"):
         network: nn.Module = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation=NAME
         )
@@ -101,5 +101,5 @@ def layer_parameters(network: nn.Module) -> int | None:
     if getattr(text, "num_experts_per_tok", None):
         return None
     base, embeddings = network.base_model, network.get_input_embeddings()  # type: ignore[operator]
-    assert isinstance(base, nn.Module)
+    assert isinstance(base, nn.Module) and isinstance(embeddings, nn.Module)
     return sum(p.numel() for p in base.parameters()) - sum(p.numel() for p in embeddings.parameters())

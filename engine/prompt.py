@@ -21,6 +21,10 @@ class PromptRule:
     chat: bool
     chat_kwargs: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        if self.max_prompt < 2:
+            raise ValueError(f"model.max_prompt={self.max_prompt} is out of range: give 2 tokens or more")
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -41,6 +45,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, rule: PromptRule, cont
     Too long: the first and last max_prompt/2 tokens are decoded and tokenised again, before the chat wrapper.
     context: find the end of this stretch of the text, at which question-after methods act.
     """
+    behind = "" if context is None else text[text.index(context) + len(context) :]
     ids = token_ids(tokenizer, text)
     truncated = len(ids) > rule.max_prompt
     if truncated and not rule.truncate:
@@ -52,7 +57,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, rule: PromptRule, cont
     rendered = chat_text(tokenizer, text, rule.chat_kwargs) if rule.chat else text
     # A chat template writes the special tokens itself; adding them again would give two BOS.
     ids = token_ids(tokenizer, rendered, special=not rule.chat)
-    end = None if context is None else context_end(tokenizer, rendered, context, special=not rule.chat)
+    end = None if context is None else context_end(tokenizer, rendered, context, behind, special=not rule.chat)
     tensor = torch.tensor(ids, dtype=torch.long)
     return Prompt(tensor, hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16], truncated, end)
 
@@ -76,18 +81,22 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, text: str, kwargs: Mapping[str
     return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **kwargs))
 
 
-def context_end(tokenizer: PreTrainedTokenizerBase, rendered: str, context: str, special: bool) -> int:
-    """Tokens up to the last character of the context, by the tokenizer's offsets.
+def context_end(tokenizer: PreTrainedTokenizerBase, rendered: str, context: str, behind: str, special: bool) -> int:
+    """Whole tokens up to the last character of the context, by the tokenizer's offsets.
 
-    The context's tail is searched, as truncation may have cut its middle.
+    Its tail is searched together with the text behind it: truncation may have cut its middle, a chat template trims
+    the end, and a short context may stand in the question again.
     """
-    tail = context[-200:].rstrip()
-    place = rendered.rfind(tail)
-    if not tail or place < 0:
-        raise ValueError("protocol=question_after: the prompt's context was not found in it; give protocol=longbench")
-    last = place + len(tail)
+    tail = context[-200:]
+    place = rendered.rfind((tail + behind).rstrip())
+    if not tail.strip() or place < 0:
+        raise ValueError(
+            "protocol=question_after: the prompt's context was not found in it; give protocol=longbench or, where the "
+            "prompt was cut, a larger model.max_prompt"
+        )
+    last = place + len(tail.rstrip())
     offsets = tokenizer(rendered, add_special_tokens=special, return_offsets_mapping=True, verbose=False).offset_mapping
-    return sum(1 for _, stop in offsets if stop <= last)
+    return next((i for i, (_, stop) in enumerate(offsets) if stop > last), len(offsets))
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: object, extra: tuple[str, ...]) -> frozenset[int]:

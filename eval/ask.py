@@ -15,9 +15,23 @@ from engine.model import Model
 from engine.prompt import Prompt, PromptRule, encode, newline_id
 from eval.job import Work
 from eval.longbench import score_sample
+from eval.metrics import metric
 from eval.records import Record
 from methods.base import Budget
 from methods.budget import parse_budget, resolve
+
+
+def rehearse(work: Work) -> None:
+    """Refuse, before a model is loaded, what would fail for every sample. Raises ValueError."""
+    task = work.task
+    metric(task.metric, work.job.settings.fuzz)
+    rule_of(work)
+    if task.max_new_tokens < 1:
+        raise ValueError(f"task.max_new_tokens={task.max_new_tokens} is out of range: give 1 or more")
+    try:
+        task.prompt.format(context="", input="")
+    except (ValueError, LookupError) as error:
+        raise ValueError(f"task.prompt has more in braces than {{context}} and {{input}}: {error!r}") from error
 
 
 def ask(work: Work, model: Model, sample: Sample) -> Record:
@@ -33,7 +47,7 @@ def ask(work: Work, model: Model, sample: Sample) -> Record:
     except AuditError:
         raise
     except Exception as error:
-        explain_out_of_memory(error, None if prompt is None else len(prompt.ids))
+        explain_out_of_memory(error, f"a prompt of {'unknown' if prompt is None else len(prompt.ids)} tokens")
         return Record.failed(
             sample.id,
             error=f"{type(error).__name__}: {error}",
@@ -46,11 +60,16 @@ def ask(work: Work, model: Model, sample: Sample) -> Record:
 
 def render(work: Work, model: Model, sample: Sample) -> Prompt:
     """The prompt of a sample: template, truncation, chat wrapper."""
-    spec, settings = work.job.spec, work.job.settings
     text = work.task.prompt.format(context=sample.context, input=sample.input)
-    rule = PromptRule(spec.max_prompt, settings.truncate, spec.chat and work.task.chat, spec.chat_kwargs)
-    after = settings.protocol == "question_after"
-    return encode(model.tokenizer, text, rule, sample.context if after else None)
+    after = work.job.settings.protocol == "question_after"
+    return encode(model.tokenizer, text, rule_of(work), sample.context if after else None)
+
+
+def rule_of(work: Work) -> PromptRule:
+    """How prompts are cut and wrapped."""
+    spec = work.job.spec
+    chat = spec.chat and work.task.chat
+    return PromptRule(spec.max_prompt, work.job.settings.truncate, chat, spec.chat_kwargs)
 
 
 def budget_of(work: Work, model: Model, prompt: Prompt) -> Budget | None:

@@ -6,21 +6,24 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data.base import Sample
-from engine.load import load
-from engine.model import Model
-from eval.ask import ask
 from eval.interrupts import interruptible
 from eval.job import Work
+from eval.locks import hold
 from eval.provenance import collect
 from eval.records import Record, read_records
+from eval.run_file import config_hash, read_run
 from eval.run_folder import RunFolder
 from eval.scores import derive, write
+
+if TYPE_CHECKING:
+    from engine.model import Model
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -31,7 +34,14 @@ def run(work: Work) -> dict[str, Any]:
     """
     settings, job = work.job.settings, work.job
     if not missing(work):
+        require_own(work.folder)
         return settle(work, read_records(work.folder))
+    require_free(Path(settings.results), work.folder)
+    # Imported here: a run that is complete needs no model, nor the seconds that these take.
+    from engine.load import load
+    from eval.ask import ask, rehearse
+
+    rehearse(work)
     model = load(
         job.spec, settings.device, settings.dtype, settings.attention, settings.prefill_chunk, seed=settings.seed
     )
@@ -64,9 +74,33 @@ def settle(work: Work, records: Mapping[str, Record]) -> dict[str, Any]:
     return scores
 
 
+def require_own(folder: Path) -> None:
+    """Refuse a folder whose `run.json` says that something else was asked. Raises ValueError."""
+    if config_hash(read_run(folder).config) != folder.name:
+        raise ValueError(f"{folder} is a results folder of another config; move it away")
+
+
+def require_free(results: Path, folder: Path) -> None:
+    """Refuse, before a model is loaded, results that cannot be written, and a run that another process writes.
+
+    Raises ValueError, FolderInUse.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".probe-", dir=results) as probe:
+            hold(Path(probe), None).release()
+        if folder.exists():
+            hold(folder, None).release()
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"results={results} cannot be written: {reason}; give another results=FOLDER") from error
+
+
 def check(work: Work, model: Model) -> None:
-    """Refuse a method on a model that it cannot run on."""
+    """Refuse a model that the task's prompt cannot be put to, and a method that does not run on it. Raises ValueError."""
     method, name = work.job.method, work.job.method_name
+    if work.job.spec.chat and work.task.chat and not model.tokenizer.chat_template:
+        raise ValueError(f"model.chat=true, but the tokenizer of model={model.name} has no chat template: give false")
     reason = method.supports(model.facts)
     if model.num_selectable == 0 and method.kind != "none":
         reason = f"all its {len(model.geometry)} layers have sliding-window attention, so there is nothing to select"

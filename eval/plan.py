@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from rich.box import SQUARE
 from rich.console import Console
 from rich.table import Table
@@ -16,26 +15,28 @@ from data.base import Dataset, Sample
 from engine.load import check_attention, pick_device
 from engine.machine import flops_per_second, free_bytes
 from engine.outline import Outline, outline
-from eval.ask import render
+from eval.ask import rehearse, render
 from eval.job import Work
 from eval.loop import check, missing
 from eval.pace import pace
 from eval.sizes import Length, Size, guessed, num_tokens, sizes
 from eval.units import in_bytes, in_time, in_words
+from methods.budget import parse_budget, resolve
 
 
 def print_plan(console: Console, work: Work) -> None:
     """Print the plan of a run. Raises ValueError for what the run itself would refuse before its first sample."""
-    where = pick_device(work.job.settings.device)
-    check_attention(work.job.settings.attention, where)
+    device = pick_device(work.job.settings.device)
+    check_attention(work.job.settings.attention, device)
+    rehearse(work)
     shape, reason = shape_of(work)
     if shape is not None:
         check(work, shape.model)
-    found = sizes(work, lambda sample: length_of(work, shape, sample), shape and shape.model.bytes_per_token)
+    found = sizes(work, lambda sample: length_of(work, shape, sample))
     parts = (
         ("plan: nothing is asked and nothing downloaded", pairs(asked(work))),
-        ("prompts, and the tokens that a step may read of them per KV head", prompt_table(shape, found)),
-        ("estimates, made without the weights", pairs(needs(work, shape, reason, found, where))),
+        ("prompts, and the tokens that a step may read of them per KV head", prompt_table(work, shape, found)),
+        ("estimates, made without the weights", pairs(needs(work, shape, reason, found, str(device)))),
     )
     for title, table in parts:
         console.print(title, style="italic", highlight=False)
@@ -90,20 +91,33 @@ def budget_of(work: Work) -> str:
     return f"{settings.budget} · sink {settings.sink} on top, local share {settings.local_share:g}{extra}"
 
 
-def prompt_table(shape: Outline | None, found: Sequence[Size]) -> Table:
+def prompt_table(work: Work, shape: Outline | None, found: Sequence[Size]) -> Table:
     """What the budget means for the shortest, the median and the longest prompt."""
     table = Table(box=SQUARE)
     table.add_column("prompt", style="bold")
     for name in ("tokens", "K+V", "sink + local + middle", "their K+V"):
         table.add_column(name, justify="right")
-    exact = shape is not None and shape.has_tokenizer
+    sign = "" if shape is not None and shape.has_tokenizer else "~"
     for size in found:
-        cut = " (cut)" if size.length.truncated else ""
-        tokens = f"{'' if exact else '~'}{size.length.num_tokens:,}{cut}"
-        table.add_row(
-            size.label, tokens, kv_text(shape, size.length.num_tokens), size.parts, kv_text(shape, size.num_read)
-        )
+        num, cut = size.length.num_tokens, " (cut)" if size.length.truncated else ""
+        num_read, parts = reading(work, shape, size.length)
+        table.add_row(size.label, f"{sign}{num:,}{cut}", kv_text(shape, num), parts, kv_text(shape, num_read))
     return table
+
+
+def reading(work: Work, shape: Outline | None, length: Length) -> tuple[int | None, str]:
+    """The past tokens that a step may read per KV head, as a number (None: not known) and in words."""
+    settings, method = work.job.settings, work.job.method
+    if method.kind == "none":
+        return length.num_tokens, "all"
+    rule, acts_on = parse_budget(settings.budget), length.context_end or length.num_tokens
+    if shape is None and rule.unit not in ("ratio", "tok"):
+        return None, "unknown"
+    token = shape.model.bytes_per_token if shape else 1
+    budget = resolve(rule, method, acts_on, settings.sink, settings.local_share, settings.compensate, token)
+    if budget is None:
+        return length.num_tokens, "all (within the budget)"
+    return budget.total, f"{budget.sink} + {budget.local} + {budget.middle} = {budget.total:,}"
 
 
 def kv_text(shape: Outline | None, num: int | None) -> str:
@@ -112,7 +126,7 @@ def kv_text(shape: Outline | None, num: int | None) -> str:
 
 
 def needs(
-    work: Work, shape: Outline | None, reason: str, found: Sequence[Size], where: torch.device
+    work: Work, shape: Outline | None, reason: str, found: Sequence[Size], where: str
 ) -> Iterator[tuple[str, str]]:
     """(name, text) of memory and time."""
     if shape is None:
@@ -127,7 +141,7 @@ def needs(
     yield "time", time_of(work, shape, tokens, where)
 
 
-def memory_of(work: Work, shape: Outline, num: int, where: torch.device) -> str:
+def memory_of(work: Work, shape: Outline, num: int, where: str) -> str:
     """Weights and the K+V of the longest prompt with its answer, against what is free."""
     kv, free = shape.kv_bytes(num), free_bytes(where, work.job.settings.device == "balanced")
     weights, dtype = shape.weight_bytes, str(shape.dtype).removeprefix("torch.")
@@ -138,24 +152,25 @@ def memory_of(work: Work, shape: Outline, num: int, where: torch.device) -> str:
     )
 
 
-def time_of(work: Work, shape: Outline | None, tokens: float, where: torch.device) -> str:
+def time_of(work: Work, shape: Outline | None, tokens: float, where: str) -> str:
     """How long the samples would take: by earlier runs, or else what the arithmetic alone needs."""
     job, num_samples = work.job, len(missing(work))
     if num_samples == 0:
         return "none: all samples are answered"
     names = (job.spec.name, work.task.file_name, job.method_name)
-    seen = pace(Path(job.settings.results), *names, work.config, where.type)
+    kind = where.split(":")[0]
+    seen = pace(Path(job.settings.results), *names, work.config, kind)
     if seen is not None:
         seconds = seen.seconds_per_token * tokens
         each = in_time(seconds / num_samples)
-        return f"about {in_time(seconds)}, {each} a sample (measured on {seen.source}, on {where.type})"
+        return f"about {in_time(seconds)}, {each} a sample (measured on {seen.source}, on {kind})"
     if shape is None or shape.num_layer_parameters is None:
         why = "" if shape is None else ", and of a mixture of experts only some parameters work on a token"
         return f"unknown: no earlier run of this model is here{why}"
     return floor(shape, tokens + num_samples * work.task.max_new_tokens, where)
 
 
-def floor(shape: Outline, tokens: float, where: torch.device) -> str:
+def floor(shape: Outline, tokens: float, where: str) -> str:
     """The time that the layers' matrix products alone would take, at the speed of this device."""
     assert shape.num_layer_parameters is not None
     speed = flops_per_second(where, shape.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.job import Work
+from eval.records import read_records
 
 COMPARED = ("full", "oracle", "pqcache", "window")
 
@@ -23,8 +26,8 @@ def print_scores(console: Console, work: Work, scores: Mapping[str, Any]) -> Non
     for name, text in rows(work, scores):
         table.add_row(name, text)
     console.print(table)
-    for line in warnings(scores):
-        console.print(line, style="bold red", markup=False)
+    for line in [*warnings(scores), *failures(work, scores)]:
+        console.print(line, style="bold red", markup=False, soft_wrap=True)
     console.print(f"next: {next_command(work)}", markup=False, soft_wrap=True)
 
 
@@ -59,15 +62,26 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
     return out
 
 
+def failures(work: Work, scores: Mapping[str, Any]) -> list[str]:
+    """Why the first of the failed samples failed."""
+    records = read_records(work.folder) if scores["failed"] else {}
+    errors = [f"{s.id}: {records[s.id].error}" for s in work.samples if s.id in records and records[s.id].error]
+    return [
+        f"first failure: {' '.join(error.split())} (all are in {work.folder}/records.jsonl)" for error in errors[:1]
+    ]
+
+
 def next_command(work: Work) -> str:
-    """The first of the usual comparisons that has no results yet, or a budget curve."""
-    job, root = work.job, work.folder.parent.parent
+    """The first of the usual comparisons that has no results yet, or a budget curve; the rest of the command stays."""
+    root = work.folder.parent.parent
     done = {path.parent.name for path in root.glob("*/*") if (path / "scores.json").exists()}
-    base = f"task={work.job.task.name}" + ("" if job.spec.name == "tiny" else f" model={job.spec.name}")
+    argv = [word for word in work.job.argv if not re.match(r"[~+]*method\b", word)]
     for method in COMPARED:
         if method not in done:
-            return f"python run.py method={method} {base}"
-    return f"python run.py -m method=oracle,pqcache,h2o,sparq,infllm budget=0.02,0.05,0.1,0.2 {base}"
+            return shlex.join(["python", "run.py", f"method={method}", *argv])
+    words = [word for word in argv if not word.startswith(("-", "budget="))]
+    curve = ["method=oracle,pqcache,h2o,sparq,infllm", "budget=0.02,0.05,0.1,0.2"]
+    return shlex.join(["python", "run.py", "-m", *curve, *words])
 
 
 def _score(scores: Mapping[str, Any]) -> str:

@@ -37,8 +37,13 @@ class Settings:
             raise ValueError(f"local_share={self.local_share} is out of range: give 0 to 1 (share of the budget)")
         if not (math.isfinite(self.compensate) and self.compensate >= 0):
             raise ValueError(f"compensate={self.compensate} is out of range: give 0 or more (share of key memory)")
-        for name, least in (("sink", 0), ("seed", 0), ("prefill_chunk", 1)):
+        for name, least in (("sink", 0), ("prefill_chunk", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is out of range: give {least} or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} is out of range: give 0 to 2**63 - 1")
+        for name in ("data", "results"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}= is empty: give a path, or leave it out")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} is out of range: give 1 or more samples, or null for all")

@@ -1,4 +1,4 @@
-"""How long the prompts of a run are, and what its budget lets a step read of them."""
+"""How long the prompts of a run are, exactly where a tokenizer is at hand, by their bytes elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from data.base import Sample
 from eval.job import Work
-from methods.budget import parse_budget, resolve
 
 BYTES_PER_TOKEN = 4
 
@@ -25,50 +24,19 @@ class Length:
 
 @dataclass(frozen=True)
 class Size:
-    """One prompt: its place among the others, and what a step may read of it per KV head.
-
-    num_bytes: of its text, by which prompts are compared. num_read: None where it is not known. parts: num_read in words.
-    """
+    """One prompt, its place among the others, and the bytes of its text, by which prompts are compared."""
 
     label: str
     num_bytes: int
     length: Length
-    num_read: int | None
-    parts: str
 
 
-def sizes(work: Work, length_of: Callable[[Sample], Length], bytes_per_token: int | None) -> list[Size]:
-    """The shortest, the median and the longest prompt.
-
-    length_of: exact, or `guessed`. bytes_per_token: K+V over the selectable layers, None where the model is not known.
-    """
+def sizes(work: Work, length_of: Callable[[Sample], Length]) -> list[Size]:
+    """The shortest, the median and the longest prompt. length_of: exact, or `guessed`."""
     ordered = sorted(work.samples, key=lambda sample: num_bytes(work, sample))
     places = {"shortest": 0, "median": len(ordered) // 2, "longest": len(ordered) - 1}
-    return [size(work, label, ordered[place], length_of, bytes_per_token) for label, place in places.items()]
-
-
-def size(
-    work: Work, label: str, sample: Sample, length_of: Callable[[Sample], Length], bytes_per_token: int | None
-) -> Size:
-    """The size of one prompt."""
-    length = length_of(sample)
-    num_read, parts = reading(work, length, bytes_per_token)
-    return Size(label, num_bytes(work, sample), length, num_read, parts)
-
-
-def reading(work: Work, length: Length, bytes_per_token: int | None) -> tuple[int | None, str]:
-    """The past tokens that a step may read per KV head, as a number and in words."""
-    settings, method = work.job.settings, work.job.method
-    if method.kind == "none":
-        return length.num_tokens, "all"
-    rule, acts_on = parse_budget(settings.budget), length.context_end or length.num_tokens
-    if bytes_per_token is None and rule.unit not in ("ratio", "tok"):
-        return None, "unknown"
-    shares = (settings.sink, settings.local_share, settings.compensate)
-    budget = resolve(rule, method, acts_on, *shares, bytes_per_token or 1)
-    if budget is None:
-        return length.num_tokens, "all (within the budget)"
-    return budget.total, f"{budget.sink} + {budget.local} + {budget.middle} = {budget.total:,}"
+    found = {label: ordered[place] for label, place in places.items()}
+    return [Size(label, num_bytes(work, sample), length_of(sample)) for label, sample in found.items()]
 
 
 def guessed(work: Work, sample: Sample) -> Length:
@@ -80,7 +48,7 @@ def guessed(work: Work, sample: Sample) -> Length:
 
 
 def num_bytes(work: Work, sample: Sample) -> int:
-    """UTF-8 bytes of a prompt without its chat wrapper: unlike characters, they tell Chinese and English alike."""
+    """UTF-8 bytes of a prompt without its chat wrapper; unlike characters they count Chinese and English alike."""
     return len((work.task.prompt + sample.context + sample.input).encode("utf-8", "replace"))
 
 

@@ -27,7 +27,7 @@ HEAVY = {
     "eval": {"torch", "transformers", "hydra", "omegaconf"},
 }
 # transformers changes within months: only these files may know it.
-SEAM = {"engine/seam.py", "engine/model.py", "engine/load.py", "engine/prompt.py", "engine/plan.py"}
+SEAM = {"engine/seam.py", "engine/model.py", "engine/load.py", "engine/prompt.py", "engine/outline.py"}
 
 
 def files() -> Iterator[Path]:

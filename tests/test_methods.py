@@ -203,3 +203,28 @@ def test_audit_fails_a_cheating_method_by_name(index: type[Index], message: str)
     method = type("C", (Cheat,), {"made": index})()
     with pytest.raises(AuditError, match=f"method cheat .*{message}"):
         ask(model_of(networks("llama")[0]), "cheat", Budget(4, 10, 16), method)
+
+
+class Marked(Index):
+    """Says that it was asked."""
+
+    asked = False
+
+    def select(self, step: Step) -> Selection:
+        Marked.asked = True
+        return Selection()
+
+
+@dataclass(frozen=True)
+class WithoutBudget(Method):
+    """A method of kind "none", as quantisation is: it has no budget and must run all the same."""
+
+    kind: ClassVar[str] = "none"
+
+    def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
+        return Marked(layer, store, budget)
+
+
+def test_a_method_without_a_budget_is_not_replaced_by_full_attention() -> None:
+    found = ask(model_of(networks("llama")[0]), "quantised", None, WithoutBudget())
+    assert Marked.asked and not found.dense_short

@@ -1,0 +1,70 @@
+"""The same answers on a CUDA device: every method against the host, both fused prefill backends against eager."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.arm import Plan
+from engine.generate import Question, Stop, answer
+from engine.model import Model, geometry_of
+from tests.models import greedy, model_of, networks, prompt_ids
+from tests.test_methods import NAMES, method_of, tenth
+
+pytestmark = pytest.mark.gpu
+NUM_NEW = 20
+
+
+@pytest.fixture(autouse=True)
+def _device() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+def on_gpu(dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Model:
+    device = torch.device("cuda")
+    network = networks("llama", head_dim=64)[0].to(device, dtype)
+    return replace(model_of(networks("llama")[0]), network=network, device=device, attention=attention,
+                   geometry=geometry_of(network, device))  # fmt: skip
+
+
+def tokens(model: Model, name: str, length: int = 300) -> tuple[int, ...]:
+    method = method_of(name)
+    plan = Plan(name, method, None if name == "full" else tenth(method, model))
+    question = Question(prompt_ids(length), 1, Stop(NUM_NEW, frozenset()))
+    return answer(model, question, [plan])[0].tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_answer_as_on_the_host(name: str) -> None:
+    host = model_of(networks("llama", head_dim=64)[0])
+    found, expected = tokens(on_gpu(), name), tokens(host, name)
+    # float32 sums differ in order; a near tie may flip a late token, not the early ones.
+    assert found[:8] == expected[:8]
+
+
+def test_full_equals_generate_on_the_device() -> None:
+    ours, theirs = networks("llama", head_dim=64)
+    assert ours is not None
+    assert list(tokens(on_gpu(), "full"))[:8] == greedy(theirs.cuda(), prompt_ids(300).cuda(), NUM_NEW)[:8]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+def test_fused_prefill_agrees_with_eager_in_bfloat16(attention: str) -> None:
+    if attention == "flash" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    fused, plain = on_gpu(torch.bfloat16, attention), on_gpu(torch.bfloat16, "eager")
+    for name in ("full", "h2o", "pqcache"):
+        assert tokens(fused, name)[:4] == tokens(plain, name)[:4]
+
+
+def test_times_and_peak_memory_come_from_the_device() -> None:
+    model = on_gpu(torch.bfloat16)
+    question = Question(prompt_ids(300), 1, Stop(NUM_NEW, frozenset()))
+    ledger = answer(model, question, [Plan("full", method_of("full"), None)])[0].ledger
+    assert ledger.peak_bytes is not None and ledger.peak_bytes > ledger.resident_full
+    assert ledger.ttft_s and ledger.tpot_s and len(ledger.tpot_s) == NUM_NEW - 1
+    assert all(0 < step < 1 for step in ledger.tpot_s)
