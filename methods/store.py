@@ -223,6 +223,39 @@ class EvictingStore(KVStore):
         return (("k", self.k), ("v", self.v), ("index", self.slots))
 
 
+class MaskedStore(ResidentStore):
+    """A simulation of an EvictingStore: what is dropped is hidden from attention and stays in memory."""
+
+    real: ClassVar[bool] = False
+
+    def __init__(self, k: Tensor, v: Tensor) -> None:
+        super().__init__(k, v)
+        self.visible = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device)
+
+    def append(self, k: Tensor, v: Tensor, start: int) -> None:
+        super().append(k, v, start)
+        self.visible = torch.nn.functional.pad(self.visible, (0, k.shape[1]), value=True)
+
+    def keep(self, positions: Tensor) -> None:
+        self.visible = torch.zeros_like(self.visible)
+        self._mark(positions, True)
+
+    def drop(self, positions: Tensor) -> None:
+        self._mark(positions, False)
+
+    def positions(self) -> Tensor:
+        return super().positions().masked_fill(~self.visible, -1)
+
+    def _mark(self, positions: Tensor, value: bool) -> None:
+        # -1 pads fall on a column of their own, which is cut off again.
+        wide = torch.nn.functional.pad(self.visible, (1, 0))
+        wide.scatter_(1, positions + 1, value)
+        self.visible = wide[:, 1:]
+
+    def tensors(self) -> Iterable[tuple[str, Tensor]]:
+        return (*super().tensors(), ("index", self.visible))
+
+
 def pick(rows: Tensor, index: Tensor) -> Tensor:
     """rows [G,n,D] at index [G,r] -> [G,r,D]."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))

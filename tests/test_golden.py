@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -54,6 +56,48 @@ def test_h2o_real_drop(name: str) -> None:
             at = slice(n + t, n + t + 1)
             y = driven.step(q[:, at], k[:, at], v[:, at], n + t)
             torch.testing.assert_close(y[:, 0], g["out_y"][t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["h2o_pqcache_mha", "h2o_pqcache_gqa4"])
+def test_h2o_with_forced_sinks(name: str) -> None:
+    """PQCache's H2O: sums over the group, a sink that is never dropped, the current token on top."""
+    g = Golden(name)
+    n, q, k, v = g.p("prompt_len"), g["q"], g["k"], g["v"]
+    layer = layer_of(q.shape[0], k.shape[0], q.shape[2])
+    budget = Budget(g.p("sink"), g.p("recent"), g.p("heavy"))
+    driven = Driven.start(H2O(), budget, layer, q[:, :n], k[:, :n], v[:, :n])
+    for t in range(g.p("steps")):
+        held = sets(driven.state.store.positions())
+        assert [[*row, n + t] for row in held] == sets(g["out_attended"][t])
+        at = slice(n + t, n + t + 1)
+        y = driven.step(q[:, at], k[:, at], v[:, at], n + t)
+        torch.testing.assert_close(y[:, 0], g["out_y"][t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["h2o_sparqrepo_mha", "h2o_sparqrepo_gqa4", "h2o_sparqrepo_gqa4_short"])
+@pytest.mark.parametrize("mode", ["drop", "mask"])
+def test_h2o_of_the_sparq_authors(name: str, mode: Literal["drop", "mask"]) -> None:
+    g = Golden(name)
+    n, q, k, v = g.p("prompt_len"), g["q"], g["k"], g["v"]
+    layer = layer_of(q.shape[0], k.shape[0], q.shape[2])
+    budget = Budget(0, g.p("local_k"), g.p("k") - g.p("local_k"))
+    driven = Driven.start(H2O(mode), budget, layer, q[:, :n], k[:, :n], v[:, :n])
+    for t in range(g.p("steps")):
+        held = sets(driven.state.store.positions())
+        assert [[*row, n + t] for row in held] == sets(g["out_attended"][t])
+        at = slice(n + t, n + t + 1)
+        y = driven.step(q[:, at], k[:, at], v[:, at], n + t)
+        torch.testing.assert_close(y[:, 0], g["out_y"][t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["h2o_kvfactory_mha", "h2o_kvfactory_gqa4"])
+def test_h2o_after_the_prefill(name: str) -> None:
+    g = Golden(name)
+    q, k = g["q"], g["k"]
+    layer = layer_of(q.shape[0], k.shape[0], q.shape[2])
+    budget = Budget(0, g.p("window"), g.p("capacity") - g.p("window"))
+    driven = Driven.start(H2O(), budget, layer, q, k, k)
+    assert sets(driven.state.store.positions()) == sets(g["out_kept"])
 
 
 @pytest.mark.parametrize("name", ["oracle_mha", "oracle_gqa4"])

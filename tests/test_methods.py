@@ -148,6 +148,18 @@ def test_evicted_memory_is_really_freed() -> None:
         assert ledger.resident["k"] + ledger.resident["v"] < 0.4 * ledger.resident_full
 
 
+@pytest.mark.parametrize("changes", [{}, {"normalize": True}, {"count_current": True}])
+def test_h2o_masked_answers_as_it_drops_and_says_that_it_frees_nothing(changes: dict[str, object]) -> None:
+    model = model_of(networks("llama")[0])
+    drop, mask = method_of("h2o", **changes), method_of("h2o", mode="mask", **changes)
+    real, simulated = ask(model, "h2o", tenth(drop, model), drop), ask(model, "h2o", tenth(mask, model), mask)
+    assert real.tokens == simulated.tokens
+    assert (real.ledger.store, simulated.ledger.store) == ("real", "simulated")
+    assert simulated.ledger.resident["k"] > 4 * real.ledger.resident["k"]
+    held = tenth(drop, model).total - ("count_current" in changes)
+    assert real.ledger.attended_max == simulated.ledger.attended_max == held
+
+
 class Greedy(Index):
     """Reads one token more than it may."""
 

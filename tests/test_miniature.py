@@ -21,7 +21,7 @@ from data.longbench import git_blob_sha1
 from eval.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = tuple(miniature.KINDS)
+NAMES = tuple(miniature_kinds.KINDS)
 FIELDS = ["input", "context", "answers", "length", "dataset", "language", "all_classes", "_id"]
 # sha256 of the committed files. Scores are comparable only between equal ones.
 COMMITTED = {
@@ -54,7 +54,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(miniature_kinds.TOKENIZER))
 
 
-def asked(name: str) -> list[miniature.Question]:
+def asked(name: str) -> list[miniature_kinds.Question]:
     return [miniature.question(name, 0, index) for index in range(24)]
 
 
@@ -141,7 +141,7 @@ def test_every_answer_stands_once_in_the_context(name: str) -> None:
 
 
 def test_words_are_told_apart_by_role() -> None:
-    words = miniature.words()
+    words = miniature_kinds.words()
     roles = [words.names, words.values, words.filler, words.attributes, words.relations, words.symbols]
     assert [len(role) for role in roles] == [128, 160, 128, 23, 8, 96]
     assert len(set().union(*roles)) == sum(map(len, roles))
