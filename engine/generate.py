@@ -17,8 +17,8 @@ from engine.prefill import LayerPrefill, Prefill, Prefix
 from engine.seam import forward
 from methods.base import Budget, Layer, Observer
 
-
 NO_BUDGET = Budget(0, 0, 0)
+MOVED = ("kv", "index", "host", "misses", "refills", "codes", "spills")
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,10 @@ def _settle(model: Model, arm: Arm, tokens: list[int], clock: Clock, marks: Mark
         resident=held_bytes(pair for layer in selective for pair in layer.tensors()),
         resident_full=arm.length * model.bytes_per_token,
         resident_sliding=sum(t.numel() * t.element_size() for t in sliding),
-        moved={name: sum(getattr(t, name) for t in traffic) / steps for name in ("kv", "index", "host")},
+        moved={name: sum(getattr(t, name) for t in traffic) / steps for name in MOVED},
         cache_lookups=sum(t.lookups for t in traffic),
         cache_hits=sum(t.hits for t in traffic),
+        hit_rates=[t.hits / t.lookups for t in traffic] if all(t.lookups for t in traffic) else None,
         store="real" if all(layer.store.real for layer in selective) else "simulated",
         notes=dict(selective[0].index.notes()) if selective else {},
         peak_bytes=torch.cuda.max_memory_allocated(model.device) if alone and model.device.type == "cuda" else None,

@@ -137,7 +137,8 @@ class Ledger:
     attended_mean, attended_max: past tokens attended per step and KV head. budget_tokens: what it might, None if dense.
     resident: bytes by tier at the end, over the selectable layers; resident_full: K+V bytes of the full cache there.
     resident_sliding: K+V bytes of sliding-window layers, which no method touches.
-    moved: bytes per decode step. ttft_s: prefill to the first token; build_s: index building after it, not hidden;
+    moved: bytes per decode step; "host" is the sum of "misses", "refills", "codes" and "spills". hit_rates: by layer.
+    ttft_s: prefill to the first token; build_s: index building after it, not hidden;
     tt2t_s: until the second token; tpot_s: each decode step. peak_bytes: most device memory at once, None on a CPU.
     """
 
@@ -152,6 +153,7 @@ class Ledger:
     moved: Mapping[str, float]
     cache_lookups: int
     cache_hits: int
+    hit_rates: Sequence[float] | None
     store: str
     notes: Mapping[str, float]
     prefill_s: float | None

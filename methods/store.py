@@ -18,14 +18,23 @@ class Traffic:
     """Bytes that one layer of one arm has moved so far.
 
     kv: rows of K and V read for attention. index: what was read to choose them (key scans, codes, representatives).
-    host: what crossed the host link. lookups, hits: tokens asked of a cache of a host tier, and found there.
+    misses, refills, codes, spills: what crossed the host link, and why: rows that were not cached, blocks that came
+    into the cache, index codes, rows that left the local window. lookups, hits: tokens asked of the cache, and found there.
     """
 
     kv: int = 0
     index: int = 0
-    host: int = 0
+    misses: int = 0
+    refills: int = 0
+    codes: int = 0
+    spills: int = 0
     lookups: int = 0
     hits: int = 0
+
+    @property
+    def host(self) -> int:
+        """All that crossed the host link."""
+        return self.misses + self.refills + self.codes + self.spills
 
     def scan(self, *tensors: Tensor) -> None:
         """Count a full read of index tensors."""

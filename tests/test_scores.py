@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eval.records import Record
 from eval.longbench import score_task
+from eval.records import Record
 from eval.scores import Header, derive, write
 from tests.test_records import answer
 

@@ -22,7 +22,7 @@ class BlockCache:
     """A directory of at most `capacity` blocks; it holds no data.
 
     lfu: the block with the fewest uses leaves, among equals the one not touched for longest; no ageing, no admission
-    filter, so that a newcomer may be evicted by the next one of its own batch (PQCache, section 3.4). lru: the block not
+    filter, so a newcomer may be evicted by the next one of its own batch (PQCache, section 3.4). lru: the block not
     touched for longest leaves. Free slots are handed out in order; a newcomer takes the slot of the one that leaves.
     """
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, ModelFacts, Observer, Selection, Step
+from methods.pqcache.blocks import Policy
 from methods.pqcache.codebook import Codebook, fit
+from methods.pqcache.store import tiered
 from methods.scores import group_sum, top_k
 from methods.store import GROW, KVStore
 
@@ -81,20 +83,30 @@ class PQIndex(Index):
 
 @dataclass(frozen=True)
 class PQCache(Method):
-    """PQCache with a resident store.
+    """PQCache.
 
     num_sub: sub-vectors a head (m of the paper). bits: log2 of the centroids of each (b). iterations: Lloyd's rounds.
+    tier: "host" keeps middle K and V in host memory behind a cache of `cache_blocks` blocks of `cache_block` tokens on
+    the device, with `policy`, to which the `refresh` most read blocks are offered at each step; "device" keeps all there.
     """
 
     num_sub: int = 2
     bits: int = 6
     iterations: int = 25
+    tier: Literal["host", "device"] = "host"
+    cache_blocks: int = 32
+    cache_block: int = 128
+    policy: Policy = "lfu"
+    refresh: int = 32
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"method.bits={self.bits}: codes are uint8, give 1 to 8")
         if self.num_sub < 1 or self.iterations < 1:
             raise ValueError(f"method.num_sub={self.num_sub}, method.iterations={self.iterations}: give 1 or more")
+        if self.cache_blocks < 0 or self.cache_block < 1 or self.refresh < 0:
+            sizes = f"cache_blocks={self.cache_blocks}, cache_block={self.cache_block}, refresh={self.refresh}"
+            raise ValueError(f"method.{sizes}: give 0 or more blocks of 1 or more tokens, and refresh 0 or more")
 
     @property
     def min_tokens(self) -> int:
@@ -107,6 +119,11 @@ class PQCache(Method):
 
     def observers(self, layer: Layer, budget: Budget) -> tuple[Observer, ...]:
         return (KeyClusters(layer, budget.sink, self),)
+
+    def store(self, layer: Layer, budget: Budget, k: Tensor, v: Tensor) -> KVStore:
+        if self.tier == "device":
+            return super().store(layer, budget, k, v)
+        return tiered(layer, budget, k, v, self.cache_blocks, self.cache_block, self.policy, self.refresh)
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
         return PQIndex(layer, store, budget, self)
