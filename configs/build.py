@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -21,20 +21,31 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     A nested mapping is built first: with the class that its `_target_` names, or the one that the field's type names.
     Raises ValueError, in one line, for unknown, missing, ill-typed and refused values.
     """
-    names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    settable = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]
     hints = get_type_hints(kind)
-    for key, value in values.items():
-        if key not in names:
-            allowed = f"allowed are {', '.join(names) or 'none'}{closest(key, names)}"
+    for key in values:
+        if key not in settable:
+            allowed = f"allowed are {', '.join(settable) or 'none'}{closest(key, list(settable))}"
             raise ValueError(f"{_dotted(where, key)} is not a field; {allowed}")
-        # Pydantic takes true for 1.
-        if isinstance(value, bool) and bool not in (hints[key], *get_args(hints[key])):
-            raise ValueError(f"{_dotted(where, key)}={str(value).lower()}: input should be no boolean")
-    built = {key: _nested(hints[key], value, _dotted(where, key)) for key, value in values.items()}
+    for name, field in settable.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{_dotted(where, name)} is missing")
+    return kind(**{key: _value(hints[key], value, _dotted(where, key)) for key, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A value of the hinted type."""
+    # Pydantic takes true for 1.
+    if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
+        raise ValueError(f"{where}={str(value).lower()}: input should be no boolean")
+    built = _nested(hint, value, where)
+    if is_dataclass(built):
+        return built
     try:
-        return TypeAdapter(kind).validate_python(built)
+        return TypeAdapter(hint).validate_python(built)
     except ValidationError as error:
-        raise ValueError(_one_line(error, where)) from error
+        first = error.errors()[0]
+        raise ValueError(f"{where}={value!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
 def target(node: Mapping[str, Any], where: str) -> type[Any]:
@@ -62,7 +73,7 @@ def described(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     path = f"{type(value).__module__}.{type(value).__qualname__}"
-    return {"_target_": path, **{f.name: described(getattr(value, f.name)) for f in fields(value)}}
+    return {"_target_": path, **{f.name: described(getattr(value, f.name)) for f in fields(value) if f.init}}
 
 
 def _nested(hint: Any, value: Any, where: str) -> Any:
@@ -74,16 +85,6 @@ def _nested(hint: Any, value: Any, where: str) -> Any:
         if isinstance(kind, type) and is_dataclass(kind):
             return typed(kind, value, where)
     return value
-
-
-def _one_line(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    if first["type"] == "value_error":  # the dataclass's own refusal, already a whole sentence
-        return str(first["ctx"]["error"])
-    place = _dotted(where, ".".join(str(part) for part in first["loc"][:1]))
-    if first["type"] == "missing":
-        return f"{place} is missing"
-    return f"{place}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 def _dotted(where: str, key: str) -> str:

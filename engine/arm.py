@@ -99,6 +99,7 @@ class SelectiveLayer:
         """Start to count: what the prompt cost is no decode step (it is audited all the same)."""
         self.audit = LayerAudit()
         self.store.traffic = Traffic()
+        self.index.ready()
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """(tier, tensor) of store and index."""

@@ -55,11 +55,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Marks:
-    """Numbers of the clock's marks: start, prefill done, first token, and after each decode step."""
+    """Numbers of the clock's marks: start, prefilled, indexes built and their background work done, first token, steps."""
 
     start: int
     prefilled: int
     built: int
+    waited: int
     first: int
     steps: list[int]
     question_after: bool
@@ -87,10 +88,13 @@ def answer(model: Model, question: Question, plans: Sequence[Plan]) -> list[Answ
         logits.append(last)
     prefix = None  # what an arm has dropped is free from here on
     built = clock.mark()
+    for arm in arms:
+        arm.begin_decode()
+    waited = clock.mark()
     later = question.ids[num_context:]
     batch = _feed(model, arms, later) if later.shape[0] else torch.stack(logits)
     tokens, marks = _decode(model, arms, batch, question.stop, clock)
-    times = Marks(start, prefilled, built, marks[0], marks[1:], later.shape[0] > 0)
+    times = Marks(start, prefilled, built, waited, marks[0], marks[1:], later.shape[0] > 0)
     return [_settle(model, arm, new, clock, times, len(plans) == 1) for arm, new in zip(arms, tokens, strict=True)]
 
 
@@ -156,8 +160,6 @@ def _decode(
     model: Model, arms: Sequence[Arm], logits: Tensor, stop: Stop, clock: Clock
 ) -> tuple[list[list[int]], list[int]]:
     """Greedy tokens of each arm, and a mark after the first token and each step. Finished rows leave the batch."""
-    for arm in arms:
-        arm.begin_decode()
     tokens: list[list[int]] = [[] for _ in arms]
     rows = list(range(len(arms)))
     marks: list[int] = []
@@ -215,6 +217,7 @@ class Seconds:
 
     prefill_s: float | None = None
     build_s: float | None = None
+    wait_s: float | None = None
     ttft_s: float | None = None
     tt2t_s: float | None = None
     tpot_s: list[float] | None = None
@@ -222,14 +225,15 @@ class Seconds:
 
 def _seconds(clock: Clock, marks: Marks, own_prefill: bool) -> Seconds:
     prefilled = marks.built if own_prefill else marks.prefilled
-    build = clock.seconds(prefilled, marks.built)
+    build, wait = clock.seconds(prefilled, marks.built), clock.seconds(marks.built, marks.waited)
     ends = [marks.first, *marks.steps]
     # After a dense prefill the first token does not wait for the index; it does where the question comes after it.
-    hidden_build = 0.0 if marks.question_after else build
+    later = 0.0 if marks.question_after else build + wait
     return Seconds(
         prefill_s=clock.seconds(marks.start, prefilled),
         build_s=build,
-        ttft_s=clock.seconds(marks.start, marks.first) - hidden_build,
+        wait_s=wait,
+        ttft_s=clock.seconds(marks.start, marks.first) - later,
         tt2t_s=clock.seconds(marks.start, ends[1]) if len(ends) > 1 else None,
         tpot_s=[clock.seconds(a, b) for a, b in pairwise(ends)],
     )

@@ -138,7 +138,7 @@ class Ledger:
     resident: bytes by tier at the end, over the selectable layers; resident_full: K+V bytes of the full cache there.
     resident_sliding: K+V bytes of sliding-window layers, which no method touches.
     moved: bytes per decode step; "host" is the sum of "misses", "refills", "codes" and "spills". hit_rates: by layer.
-    ttft_s: prefill to the first token; build_s: index building after it, not hidden;
+    ttft_s: prefill to the first token; build_s: index building after it; wait_s: for index work in the background;
     tt2t_s: until the second token; tpot_s: each decode step. peak_bytes: most device memory at once, None on a CPU.
     """
 
@@ -158,6 +158,7 @@ class Ledger:
     notes: Mapping[str, float]
     prefill_s: float | None
     build_s: float | None
+    wait_s: float | None
     ttft_s: float | None
     tt2t_s: float | None
     tpot_s: Sequence[float] | None

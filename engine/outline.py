@@ -69,8 +69,9 @@ def local_config(spec: ModelSpec, path: str) -> tuple[PreTrainedConfig, str]:
     """The Hugging Face config that is on this disk, or the YAML's, and which of them it is."""
     if spec.weights == "random":
         return config_of(spec, path), "model.architecture, random weights"
-    if local_file(path, spec.revision, "config.json") is not None:
-        return hub(AutoConfig.from_pretrained, spec, path, local_files_only=True), "the checkpoint's config"
+    # By its folder: given a hub id, transformers asks the hub even where it is told to read local files only.
+    if file := local_file(path, spec.revision, "config.json"):
+        return hub(AutoConfig.from_pretrained, spec, str(file.parent)), "the checkpoint's config"
     if "model_type" in spec.architecture:
         with one_line(f"model.architecture of model={spec.name} is refused"):
             return AutoConfig.for_model(**copy.deepcopy(dict(spec.architecture))), "model.architecture in its YAML"
@@ -81,9 +82,9 @@ def local_tokenizer(spec: ModelSpec, path: str) -> PreTrainedTokenizerBase | Non
     """The tokenizer, or None where it is not on this disk."""
     if spec.weights == "random":
         return byte_tokenizer()
-    if all(local_file(path, spec.revision, name) is None for name in TOKENIZERS):
-        return None
-    return hub(AutoTokenizer.from_pretrained, spec, path, local_files_only=True)  # type: ignore[no-any-return]
+    files = (local_file(path, spec.revision, name) for name in TOKENIZERS)
+    file = next((file for file in files if file is not None), None)
+    return None if file is None else hub(AutoTokenizer.from_pretrained, spec, str(file.parent))
 
 
 def meta_network(spec: ModelSpec, config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:

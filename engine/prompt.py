@@ -87,7 +87,7 @@ def context_end(tokenizer: PreTrainedTokenizerBase, rendered: str, context: str,
     Its tail is searched together with the text behind it: truncation may have cut its middle, a chat template trims
     the end, and a short context may stand in the question again.
     """
-    tail = context[-200:]
+    tail = context[-50:]
     place = rendered.rfind((tail + behind).rstrip())
     if not tail.strip() or place < 0:
         raise ValueError(

@@ -159,6 +159,9 @@ class Index:
     def build(self, seen: Mapping[Hashable, object]) -> None:
         """After the dense prefill; the prompt is in the store, `seen` holds the observers' results by key."""
 
+    def ready(self) -> object:
+        """Wait for what `build` left running; the engine calls it before the first decode step, and times it."""
+
     def extend(self, k: Tensor, v: Tensor, start: int) -> None:
         """m tokens [G,m,D], the first at position `start`, were stored."""
 

@@ -19,7 +19,7 @@ class Traffic:
 
     kv: rows of K and V read for attention. index: what was read to choose them (key scans, codes, representatives).
     misses, refills, codes, spills: what crossed the host link, and why: rows that were not cached, blocks that came
-    into the cache, index codes, rows that left the local window. lookups, hits: tokens asked of the cache, and found there.
+    into the cache, index codes, rows that left the local window. lookups, hits: tokens asked of the cache, and found.
     """
 
     kv: int = 0

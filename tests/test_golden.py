@@ -14,6 +14,7 @@ from methods.infllm.method import InfLLM, InfLLMIndex
 from methods.oracle import Oracle
 from methods.pqcache.codebook import Codebook, kmeans, split_heads
 from methods.pqcache.method import KeyClusters, PQCache, PQIndex
+from methods.pqcache.workers import Job
 from methods.sparq.method import SparQ, SparQIndex
 from tests.golden import Driven, Golden, layer_of, rotate_half, sets
 
@@ -126,7 +127,7 @@ def test_pqcache_search(name: str) -> None:
     index = driven.state.index
     assert isinstance(index, PQIndex)
     codes = g["codes"].permute(1, 2, 0).to(torch.uint8)
-    index.build({KeyClusters(layer, sink, method).key: Codebook(g["centroids"], codes)})
+    index.build({KeyClusters(layer, sink, method).key: Job(0, layer.device, Codebook(g["centroids"], codes))})
     spy = Spy(index)
     for t in range(g.p("steps")):
         at = slice(n + t, n + t + 1)

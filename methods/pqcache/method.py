@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, ModelFacts, Observer, Selection, Step
 from methods.pqcache.blocks import Policy
-from methods.pqcache.codebook import Codebook, fit
+from methods.pqcache.codebook import Codebook
 from methods.pqcache.store import tiered
+from methods.pqcache.workers import Job, Workers
 from methods.scores import group_sum, top_k
 from methods.store import GROW, KVStore
 
@@ -30,9 +32,10 @@ class KeyClusters(Observer):
         m = self.method
         return ("pq", self.sink, m.num_sub, m.bits, m.iterations)
 
-    def finish(self, keys: Tensor, values: Tensor) -> Codebook:
+    def finish(self, keys: Tensor, values: Tensor) -> Job:
         m = self.method
-        return fit(keys[:, self.sink :], m.num_sub, 1 << m.bits, m.iterations, self.layer.seed)
+        asked = (keys[:, self.sink :], m.num_sub, 1 << m.bits, m.iterations, self.layer.seed)
+        return m.workers.submit(self.layer.index, *asked)
 
 
 class PQIndex(Index):
@@ -41,27 +44,36 @@ class PQIndex(Index):
     def __init__(self, layer: Layer, store: KVStore, budget: Budget, method: PQCache) -> None:
         super().__init__(layer, store, budget)
         self.method = method
+        self.job: Job | None = None
         self.codebook: Codebook | None = None
         self.tail = torch.zeros(layer.num_kv_heads, method.num_sub, 0, dtype=torch.uint8, device=layer.device)
         self.num_tail = 0
 
     def build(self, seen: Mapping[Hashable, object]) -> None:
-        self.codebook = cast(Codebook, seen[KeyClusters(self.layer, self.budget.sink, self.method).key])
+        self.job = cast(Job, seen[KeyClusters(self.layer, self.budget.sink, self.method).key])
+
+    def ready(self) -> Codebook:
+        if self.codebook is None:
+            assert self.job is not None
+            came = self.job.apart
+            self.codebook = self.job.result()
+            if came:
+                self.store.traffic.codes += sum(t.nbytes for t in (self.codebook.centroids, self.codebook.codes))
+        return self.codebook
 
     def extend(self, k: Tensor, v: Tensor, start: int) -> None:
         # Coded at once with the existing centroids; a token becomes a candidate when it leaves the local window.
-        assert self.codebook is not None
         end = self.num_tail + k.shape[1]
         if end > self.tail.shape[2]:
             self.tail = torch.nn.functional.pad(self.tail, (0, end - self.tail.shape[2] + GROW))
-        self.tail[:, :, self.num_tail : end] = self.codebook.encode(k)
+        self.tail[:, :, self.num_tail : end] = self.ready().encode(k)
         self.num_tail = end
 
     def select(self, step: Step) -> Selection:
-        assert self.codebook is not None
+        codebook = self.ready()
         codes = self.candidate_codes(max(0, step.end - step.sink))
-        self.store.traffic.scan(codes, self.codebook.centroids)
-        logits = self.codebook.inner_products(step.queries[:, 0], codes) * self.layer.scale
+        self.store.traffic.scan(codes, codebook.centroids)
+        logits = codebook.inner_products(step.queries[:, 0], codes) * self.layer.scale
         if self.layer.softcap is not None:
             logits = self.layer.softcap * torch.tanh(logits / self.layer.softcap)
         # Softmax over the candidates alone, per query head, in float32: half precision would tie most of them at zero.
@@ -70,11 +82,11 @@ class PQIndex(Index):
 
     def candidate_codes(self, num_candidates: int) -> Tensor:
         """Codes [G,s,c] of the first tokens behind the sink."""
-        assert self.codebook is not None
-        num_prefix = self.codebook.codes.shape[2]
+        prompt = self.ready().codes
+        num_prefix = prompt.shape[2]
         if num_candidates <= num_prefix:
-            return self.codebook.codes[:, :, :num_candidates]
-        return torch.cat([self.codebook.codes, self.tail[:, :, : num_candidates - num_prefix]], 2)
+            return prompt[:, :, :num_candidates]
+        return torch.cat([prompt, self.tail[:, :, : num_candidates - num_prefix]], 2)
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         shared = [] if self.codebook is None else [self.codebook.centroids, self.codebook.codes]
@@ -86,24 +98,31 @@ class PQCache(Method):
     """PQCache.
 
     num_sub: sub-vectors a head (m of the paper). bits: log2 of the centroids of each (b). iterations: Lloyd's rounds.
+    clustering: "cpu" in worker processes, beside the prefill of later layers; "gpu" where the keys are, one by one.
+    num_workers: of these processes; 0: one for each core but one.
     tier: "host" keeps middle K and V in host memory behind a cache of `cache_blocks` blocks of `cache_block` tokens on
-    the device, with `policy`, to which the `refresh` most read blocks are offered at each step; "device" keeps all there.
+    the device, with `policy`, to which the `refresh` most read blocks are offered at a step; "device" keeps all there.
     """
 
     num_sub: int = 2
     bits: int = 6
     iterations: int = 25
+    clustering: Literal["cpu", "gpu"] = "cpu"
+    num_workers: int = 0
     tier: Literal["host", "device"] = "host"
     cache_blocks: int = 32
     cache_block: int = 128
     policy: Policy = "lfu"
     refresh: int = 32
+    workers: Workers = field(default_factory=Workers, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise ValueError(f"method.bits={self.bits}: codes are uint8, give 1 to 8")
         if self.num_sub < 1 or self.iterations < 1:
             raise ValueError(f"method.num_sub={self.num_sub}, method.iterations={self.iterations}: give 1 or more")
+        if self.num_workers < 0:
+            raise ValueError(f"method.num_workers={self.num_workers}: give 1 or more, or 0 for one for each spare core")
         if self.cache_blocks < 0 or self.cache_block < 1 or self.refresh < 0:
             sizes = f"cache_blocks={self.cache_blocks}, cache_block={self.cache_block}, refresh={self.refresh}"
             raise ValueError(f"method.{sizes}: give 0 or more blocks of 1 or more tokens, and refresh 0 or more")
@@ -127,3 +146,6 @@ class PQCache(Method):
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
         return PQIndex(layer, store, budget, self)
+
+    def running(self) -> AbstractContextManager[None]:
+        return self.workers.open(self.num_workers) if self.clustering == "cpu" else nullcontext()
