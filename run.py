@@ -38,14 +38,14 @@ def main(argv: Sequence[str]) -> int:
     if any(a in ("-h", "--help") for a in argv):
         print(usage(), end="")
         return 0
-    from eval.interrupts import interruptible
+    from eval.interrupts import STATUS, Interrupted, leaving
 
     try:
-        with interruptible():
+        with leaving():
             return guarded(lambda: start(argv))
-    except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped; the records so far are kept, run again to resume", file=sys.stderr)
-        return 130
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return STATUS
 
 
 def start(argv: Sequence[str]) -> int:

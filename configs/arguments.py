@@ -50,16 +50,18 @@ def jobs(words: Sequence[str]) -> list[list[str]]:
     return [list(job) for job in product(*(_values(parse(word)) for word in words))]
 
 
-def readable(word: str) -> str:
-    """A word as Hydra shall read it. Raises ValueError as `parse` does."""
+def readable(word: str, sweep: bool = False) -> str:
+    """A word as Hydra shall read it. Raises ValueError as `parse` does, and without `sweep` for several values."""
     override = parse(word)
+    if override.is_sweep_override() and not sweep:
+        raise ValueError(f"{word} holds several values: put quotes in quotes around one value, -m before a sweep")
     # A field that a YAML leaves at its default may be set too; `configs.build.typed` refuses what is no field.
     inside = override.type is OverrideType.CHANGE and override.key_or_group.startswith(("model.", "method.", "task."))
     return f"++{word}" if inside else word
 
 
 def parse(word: str) -> Override:
-    """Raises ValueError, in one line that names the word, for what is no `key=value`, and for unknown names of groups."""
+    """A word as Hydra parses it. Raises ValueError, naming it, if it is no `key=value` or names what no group has."""
     try:
         override = OverridesParser.create().parse_override(word)
     except HydraException as error:

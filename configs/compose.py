@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from configs.arguments import FOLDER, GROUPS, closest, parse, readable
+from configs.arguments import FOLDER, GROUPS, closest, readable
 from configs.build import described, instance, typed
 from data.base import Task
 from engine.spec import ModelSpec
@@ -24,9 +24,6 @@ from methods.budget import parse_budget
 def compose_config(words: Sequence[str]) -> DictConfig:
     """The composed configuration, with `hydra` in it. Raises ValueError, in one line, for what cannot be composed."""
     overrides = [readable(word) for word in words]
-    for word in words:
-        if parse(word).is_sweep_override():
-            raise ValueError(f"{word} holds several values: put quotes in quotes around one value, -m before a sweep")
     try:
         with initialize_config_dir(config_dir=str(FOLDER), version_base="1.3"):
             return compose("config", overrides=overrides, return_hydra_config=True)
@@ -35,7 +32,7 @@ def compose_config(words: Sequence[str]) -> DictConfig:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration without Hydra's own part, as plain values. Raises ValueError for what is missing or dangling."""
+    """The configuration without Hydra's own part, as plain values. Raises ValueError for what cannot be resolved."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
@@ -58,6 +55,8 @@ def job(config: DictConfig, argv: Sequence[str]) -> Job:
     changed = {word.lstrip("+").partition("=")[0] for word in config.hydra.overrides.task}
     if "model.path" in changed and "model.name" not in changed:
         spec = replace(spec, name=spec.path)  # results of another model never stand under the YAML's name
+    if spec.weights == "random":
+        spec = replace(spec, name=f"{spec.name}-random")  # for timing: its scores are nobody's
     # Of the typed values: `1` and `1.0` are one run, and so are a default that was left out and one that was written.
     whole = {**asdict(settings), "model": asdict(spec), "method": described(method), "task": asdict(task)}
     name = str(config.hydra.runtime.choices.method)

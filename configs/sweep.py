@@ -27,7 +27,7 @@ def sweep(words: Sequence[str], run: Callable[[DictConfig], int]) -> int:
     # Hydra then raises its errors in place of printing them in its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     before = sys.argv
-    sys.argv = [before[0], "-m", *(readable(word) for word in words)]
+    sys.argv = [before[0], "-m", *(readable(word, sweep=True) for word in words)]
     try:
         each()
     finally:

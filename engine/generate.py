@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Marks:
-    """Numbers of the clock's marks: start, prefilled, indexes built and their background work done, first token, steps."""
+    """Numbers of the clock's marks: start, prefilled, indexes built, background work done, first token, steps."""
 
     start: int
     prefilled: int

@@ -16,6 +16,7 @@ from data.base import Sample
 from eval.interrupts import interruptible
 from eval.job import Work
 from eval.locks import hold
+from eval.longbench import Prediction, rouge_score_columns
 from eval.provenance import collect
 from eval.records import Record, read_records
 from eval.run_file import config_hash, read_run
@@ -70,6 +71,10 @@ def missing(work: Work) -> list[Sample]:
 def settle(work: Work, records: Mapping[str, Record]) -> dict[str, Any]:
     """Derive the scores of the asked samples and write them beside the records."""
     scores = derive(work.header, records, [sample.id for sample in work.samples])
+    found = [(s, records[s.id].prediction) for s in work.samples if s.id in records]
+    rows = [Prediction(text, s.answers, s.all_classes, s.length) for s, text in found if text is not None]
+    # Beside the official score, never in its place: other papers print this one.
+    scores["rouge_score"] = rouge_score_columns(work.task, rows) if rows else {}
     write(work.folder, scores)
     return scores
 
@@ -97,7 +102,7 @@ def require_free(results: Path, folder: Path) -> None:
 
 
 def check(work: Work, model: Model) -> None:
-    """Refuse a model that the task's prompt cannot be put to, and a method that does not run on it. Raises ValueError."""
+    """Refuse a model without the chat template that it was to use, and a method on a model that it does not run on."""
     method, name = work.job.method, work.job.method_name
     if work.job.spec.chat and work.task.chat and not model.tokenizer.chat_template:
         raise ValueError(f"model.chat=true, but the tokenizer of model={model.name} has no chat template: give false")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.box import SQUARE
@@ -67,7 +67,8 @@ def asked(work: Work) -> Iterator[tuple[str, str]]:
     """(name, text) of what the run is."""
     job, settings, todo = work.job, work.job.settings, len(missing(work))
     yield "model", f"{job.spec.name} · {job.spec.path} · {settings.dtype} · {job.spec.weights} weights"
-    yield "method", " ".join([job.method_name, *(f"{k}={v}" for k, v in asdict(job.method).items())])
+    parameters = (f"{f.name}={getattr(job.method, f.name)}" for f in fields(job.method) if f.init)
+    yield "method", " ".join([job.method_name, *parameters])
     yield "task", f"{work.task.file_name} · {work.task.metric} · up to {work.task.max_new_tokens} new tokens"
     yield "data", data_of(work.dataset)
     yield "budget", budget_of(work)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from eval.job import Work
 from eval.records import read_records
+from eval.units import in_bytes, in_time
 
 COMPARED = ("full", "oracle", "pqcache", "window")
 
@@ -65,10 +66,11 @@ def warnings(scores: Mapping[str, Any]) -> list[str]:
 def failures(work: Work, scores: Mapping[str, Any]) -> list[str]:
     """Why the first of the failed samples failed."""
     records = read_records(work.folder) if scores["failed"] else {}
-    errors = [f"{s.id}: {records[s.id].error}" for s in work.samples if s.id in records and records[s.id].error]
-    return [
-        f"first failure: {' '.join(error.split())} (all are in {work.folder}/records.jsonl)" for error in errors[:1]
-    ]
+    for sample in work.samples:
+        error = records[sample.id].error if sample.id in records else None
+        if error is not None:
+            return [f"first failure: {sample.id}: {' '.join(error.split())} (all are in {work.folder}/records.jsonl)"]
+    return []
 
 
 def next_command(work: Work) -> str:
@@ -101,19 +103,11 @@ def _number(value: float | None) -> str:
 
 
 def _seconds(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
+    return "–" if value is None else in_time(value)
 
 
 def _bytes(value: float | None) -> str:
-    if value is None:
-        return "–"
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
+    return "–" if value is None else in_bytes(value)
 
 
 def _ratio(part: float | None, whole: float | None) -> str:

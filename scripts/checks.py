@@ -22,6 +22,7 @@ from eval.units import in_bytes, in_time
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_DISK = 100 * 2**20
+FLASH = "pip install flash-attn --no-build-isolation, if attention=flash is wanted; attention=sdpa works everywhere"
 OPTIONAL = {
     "wandb": ("W&B", "pip install -e '.[wandb]', if results are to be logged there"),
     "submitit": ("submitit", "pip install -e '.[slurm]', if jobs are to go to Slurm"),
@@ -49,7 +50,8 @@ def all_checks(results: Path) -> tuple[tuple[str, bool, Check], ...]:
         ("Python", True, python),
         ("packages", False, packages),
         ("devices", False, machine),
-        ("attention", False, attention),
+        ("sdpa", False, sdpa),
+        ("flash-attn", False, flash_attn),
         ("rouge", False, rouge),
         ("Levenshtein", False, levenshtein),
         ("miniature", False, generated_rows),
@@ -77,23 +79,23 @@ def python() -> Iterator[Line]:
 
 def packages() -> Iterator[Line]:
     """The dependencies in pyproject.toml: one line for all that fit, one for each that does not."""
+    lines = [package(wanted) for wanted in project()["dependencies"]]
+    yield from (line for line in lines if line.state != "ok")
+    yield Line("ok", "packages", ", ".join(f"{line.what} {line.text}" for line in lines if line.state == "ok"))
+
+
+def package(requirement: str) -> Line:
+    """One package against what is required of it."""
     from packaging.requirements import Requirement
 
-    good = []
-    for wanted in map(Requirement, project()["dependencies"]):
-        try:
-            found = version(wanted.name)
-        except PackageNotFoundError:
-            yield Line(
-                "missing", wanted.name, f"not installed; {wanted.specifier} is needed", f"pip install '{wanted}'"
-            )
-            continue
-        if wanted.specifier.contains(found, prereleases=True):
-            good.append(f"{wanted.name} {found}")
-        else:
-            text = f"{found} is installed; {wanted.specifier} is needed"
-            yield Line("problem", wanted.name, text, f"pip install '{wanted}'")
-    yield Line("ok", "packages", ", ".join(good))
+    wanted, remedy = Requirement(requirement), f"pip install '{requirement}'"
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        return Line("missing", wanted.name, f"not installed; {wanted.specifier} is needed", remedy)
+    if wanted.specifier.contains(found, prereleases=True):
+        return Line("ok", wanted.name, found)
+    return Line("problem", wanted.name, f"{found} is installed; {wanted.specifier} is needed", remedy)
 
 
 def project() -> dict[str, Any]:
@@ -116,28 +118,31 @@ def machine() -> Iterator[Line]:
         )
 
 
-def attention() -> Iterator[Line]:
-    """The prefill backends: torch's, and flash-attn if there is a GPU for it."""
+def sdpa() -> Iterator[Line]:
+    """torch's own attention, with fewer KV heads than query heads."""
     import torch
 
     q, k = torch.rand(1, 4, 3, 8), torch.rand(1, 2, 3, 8)
     torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True)
     yield Line("ok", "sdpa", f"torch {torch.__version__}, grouped queries included")
-    install = (
-        "pip install flash-attn --no-build-isolation, if attention=flash is wanted; attention=sdpa works everywhere"
-    )
+
+
+def flash_attn() -> Iterator[Line]:
+    """flash-attn: installed, importable, and with a GPU to run on."""
+    import torch
+
     if importlib.util.find_spec("flash_attn") is None:
-        yield Line("missing", "flash-attn", "not installed, optional", install)
+        yield Line("missing", "flash-attn", "not installed, optional", FLASH)
         return
     try:
         importlib.import_module("flash_attn")
     except Exception as error:  # compiled for another torch or CUDA: ImportError, OSError or worse
         reason = " ".join(str(error).split())
-        yield Line("problem", "flash-attn", f"installed, but cannot be imported: {reason}", install)
+        yield Line("problem", "flash-attn", f"installed, but cannot be imported: {reason}", FLASH)
         return
     gpu = torch.cuda.is_available()
     yield Line(
-        "ok" if gpu else "missing", "flash-attn", f"{version('flash-attn')}{'' if gpu else ', but no CUDA device'}"
+        "ok" if gpu else "missing", "flash-attn", "importable" if gpu else "importable, but no CUDA device is here"
     )
 
 
@@ -201,22 +206,25 @@ def longbench() -> Iterator[Line]:
 
 def models() -> Iterator[Line]:
     """Each model of configs/model, on this disk or not."""
-    from engine.cached import missing_parts
     from scripts.list import entries
 
     for name, says, node in entries("model"):
-        path, revision = str(node.get("path", "")), node.get("revision")
-        lacking = missing_parts(path, revision)
-        if not path:
-            yield Line("problem", name, says, f"repair configs/model/{name}.yaml")
-        elif not lacking:
-            yield Line("ok", name, f"{path} is on this disk")
+        if node.get("path"):
+            yield model(name, str(node["path"]), node.get("revision"))
         else:
-            at = f" --revision {revision}" if revision else ""
-            what = "" if len(lacking) == 3 else f" whole: no {', '.join(lacking)}"
-            yield Line(
-                "missing", name, f"{path} is not on this disk{what}", f"hf download {path}{at}, or model.path=FOLDER"
-            )
+            yield Line("problem", name, says, f"repair configs/model/{name}.yaml")
+
+
+def model(name: str, path: str, revision: str | None) -> Line:
+    """One model, and how to get it."""
+    from engine.cached import missing_parts
+
+    lacking = missing_parts(path, revision)
+    if not lacking:
+        return Line("ok", name, f"{path} is on this disk")
+    what = "" if len(lacking) == 3 else f" whole: no {', '.join(lacking)}"
+    at = f" --revision {revision}" if revision else ""
+    return Line("missing", name, f"{path} is not on this disk{what}", f"hf download {path}{at}, or model.path=FOLDER")
 
 
 def token() -> Iterator[Line]:

@@ -81,7 +81,7 @@ def test_runs_come_newest_first_with_all_their_facts(tmp_path: Path, capsys: pyt
 def test_an_unfinished_run_has_counts_and_no_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path, scores=None)
     line = listed(capsys, "runs", "--results", str(tmp_path))[3]
-    assert "unfinished" in line and "1 of ?" in line and "1 failed" in line
+    assert all(f" {part} " in line for part in ("unfinished", "1 of ?", "1 failed"))
 
 
 def test_what_is_unreadable_is_named_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_what_is_unreadable_is_named_and_stops_nothing(tmp_path: Path, capsys: p
 def test_a_narrow_window_stacks_cells_and_breaks_none(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     narrow = at_width(80, tmp_path)
-    assert all(len(line) <= 80 for line in narrow[1:])
+    assert len(narrow) == 6 and all(len(line) <= 80 for line in narrow[1:])  # title, two of names, a rule, two of cells
     text = "\n".join(narrow)
     whole = ("h2o", "qasper", "61.25", "[50.0, 70.5]", "19 of 20", "1 failed", "2026-01-01 10:30", folder.name)
     assert all(part in text for part in whole) and str(folder) not in text

@@ -134,9 +134,7 @@ def test_the_question_gives_no_points(name: str) -> None:
 def test_every_answer_stands_once_in_the_context(name: str) -> None:
     for question, row in zip(asked(name), rows(name), strict=True):
         for fact in set(question.facts):
-            key = " ".join(
-                fact[: next(i for i, word in enumerate(fact) if word in ("is", "->", "=")) + 1]
-            )
+            key = " ".join(fact[: next(i for i, word in enumerate(fact) if word in ("is", "->", "=")) + 1])
             assert f" {row['context']} ".count(f" {key} ") == 1, key
 
 
