@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,18 @@ class Work:
         )
 
 
+def refuse_idle_overrides(argv: Sequence[str]) -> None:
+    """Raise ValueError for overrides of what miniature rows do not use; ignored, they would look as if they acted."""
+    for name in ("prompt", "max_new_tokens"):
+        if any(word.lstrip("+").startswith(f"task.{name}=") for word in argv):
+            raise ValueError(f"task.{name} does not act on miniature rows; give task.miniature.{name}, or data=PATH")
+
+
 def prepare(job: Job) -> Work:
     """Load the rows and name the folder; no model yet. Raises ValueError for rows that are missing or malformed."""
     source = job.spec.data if job.settings.data == "auto" else job.settings.data
     if source == "miniature":
+        refuse_idle_overrides(job.argv)
         task, rows = job.task.small(), miniature.load(job.task)
     else:
         source = source if source == "hub" else str(Path(source).expanduser().resolve())

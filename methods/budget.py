@@ -42,7 +42,7 @@ def parse_budget(value: object) -> BudgetRule:
         raise ValueError(f"budget={value}: give {FORMS}")
     unit = match.group(2) or "ratio"
     amount = Fraction(text.removesuffix(match.group(2) or "").strip())
-    if amount <= 0 or (unit == "ratio" and amount > 1):
+    if amount <= 0 or (unit == "ratio" and amount > 1) or (unit == "tok" and amount < 1):
         raise ValueError(f"budget={value} is out of range: give {FORMS}")
     return BudgetRule(amount, unit)
 

@@ -30,7 +30,9 @@ def test_total(text: object, behind: int, total: int) -> None:
     assert parse_budget(text).total(behind, PER_TOKEN) == total
 
 
-@pytest.mark.parametrize("bad", [0, 1.5, -1, float("nan"), float("inf"), "abc", "0tok", "", None, True, "10 %", "5GB"])
+@pytest.mark.parametrize(
+    "bad", [0, 1.5, -1, float("nan"), float("inf"), "abc", "0tok", "0.1tok", "", None, True, "10 %", "5GB"]
+)
 def test_refused_budgets_name_the_value_and_the_forms(bad: object) -> None:
     with pytest.raises(ValueError, match=r"budget=.*0\.1.*512tok.*64MiB"):
         parse_budget(bad)

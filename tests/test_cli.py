@@ -75,6 +75,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "task=narrative": ("task=narrative is unknown", "samsum", "did you mean narrativeqa?"),
     "model=llama": ("model=llama is unknown", "tiny", "qwen3_8b"),
     "experiment=foo": ("experiment=foo is unknown",),
+    "task.max_new_tokens=3": ("does not act on miniature rows", "task.miniature.max_new_tokens"),
     "budgett=0.1": ("budgett is not a field", "local_share", "did you mean budget?"),
     "+foo=1": ("foo is not a field", "prefill_chunk"),
     "foo.bar=1": ("foo.bar is not a field", "method"),
@@ -450,3 +451,9 @@ def test_a_complete_run_imports_no_transformers_and_needs_no_utf8(tmp_path: Path
     shown = python("-X", "importtime", "run.py", *words, PYTHONIOENCODING="ascii")
     assert shown.returncode == 0 and " transformers\n" not in shown.stderr and " torch\n" in shown.stderr
     assert "error:" not in shown.stderr and Path(shown.stdout.splitlines()[-1]).is_dir()
+
+
+def test_an_experiment_may_set_the_settings() -> None:
+    """Hydra lets later entries win: an experiment that came before `_self_` could not set a root scalar."""
+    entries = yaml.safe_load((Path(run.__file__).parent / "configs" / "config.yaml").read_text())["defaults"]
+    assert entries.index("_self_") < entries.index({"experiment": None})

@@ -140,6 +140,13 @@ def test_question_after(name: str) -> None:
     assert small.ledger.attended_max <= tenth(method, model).total
 
 
+@pytest.mark.parametrize("name", SELECTING)
+@pytest.mark.parametrize("middle", [0, 1])
+def test_a_budget_with_nothing_to_choose_is_kept(name: str, middle: int) -> None:
+    found = ask(model_of(networks("llama")[0]), name, Budget(4, 10, middle))
+    assert found.ledger.attended_max <= 14 + middle
+
+
 def test_evicted_memory_is_really_freed() -> None:
     model = model_of(networks("llama")[0])
     for name in ("h2o", "window"):

@@ -70,6 +70,8 @@ class InfLLMIndex(Index):
 
     def select(self, step: Step) -> Selection:
         self.form_blocks(step.end)
+        if step.k == 0:
+            return Selection(torch.empty(self.layer.num_kv_heads, 0, dtype=torch.long, device=self.layer.device))
         chosen = self.lookup(step)
         inside = torch.arange(self.block, device=chosen.device)
         tokens = (chosen[..., None] * self.block + inside).flatten(1) + self.budget.sink

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.base import Budget, Index, Layer, Method, Rest, Selection, Step
+from methods.base import Budget, Index, Layer, Method, ModelFacts, Rest, Selection, Step
 from methods.scores import group_sum, top_k
 from methods.store import GROW, KVStore
 
@@ -54,7 +54,7 @@ class SparQIndex(Index):
     def channels_of(self, queries: Tensor) -> Tensor:
         """The r largest channels of sum over the group of |q|: [G,r] for queries [H,D]."""
         rank = self.method.rank or self.layer.head_dim // 4
-        return top_k(group_sum(queries.float().abs(), self.layer.num_kv_heads), min(rank, self.layer.head_dim))
+        return top_k(group_sum(queries.float().abs(), self.layer.num_kv_heads), rank)
 
     def approximate_logits(self, queries: Tensor) -> Tensor:
         """q[i]·k[i] / tau over all stored keys, float32 [H,n], tau = sqrt(D |q[i]|_1 / |q|_1) (section 3)."""
@@ -96,6 +96,11 @@ class SparQ(Method):
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"method.rank={self.rank}: rank counts channels, give 1 or more (null: head_dim / 4)")
+
+    def supports(self, model: ModelFacts) -> str | None:
+        if self.rank is not None and self.rank > model.head_dim:
+            return f"method.rank={self.rank} is more than its head_dim of {model.head_dim} channels"
+        return None
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
         return SparQIndex(layer, store, budget, self)
