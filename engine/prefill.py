@@ -38,6 +38,7 @@ class LayerPrefill:
         self.values = torch.empty_like(self.keys)
         # Equal keys give equal results: one observer serves all arms that ask for it.
         self.observers = list({o.key: o for o in observers}.values())
+        self.seen: dict[Hashable, object] = {}
 
     def attend(self, call: Call, start: int) -> Tensor:
         """Store a chunk and attend it; [H,c,D]."""
@@ -48,11 +49,10 @@ class LayerPrefill:
         y, lse = dense(self.layer, self.how, queries, keys, values, start, want_lse)
         for observer in self.observers:
             observer.see(queries, keys, lse, start)
+        if stop == self.keys.shape[1]:
+            # At once, not after the last layer: what an observer leaves to workers runs beside the later layers.
+            self.seen = {o.key: o.finish(self.keys, self.values) for o in self.observers}
         return y
-
-    def finish(self) -> dict[Hashable, object]:
-        """The observers' results by key."""
-        return {o.key: o.finish(self.keys, self.values) for o in self.observers}
 
 
 class Prefill:
@@ -71,6 +71,6 @@ class Prefill:
             num_tokens=self.layers[0].keys.shape[1],
             keys=[layer.keys for layer in self.layers],
             values=[layer.values for layer in self.layers],
-            seen=[layer.finish() for layer in self.layers],
+            seen=[layer.seen for layer in self.layers],
             logits=logits,
         )

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from engine.attention import Dense, dense, eager, log_sum_exp
+from engine.prefill import LayerPrefill, Prefill
+from engine.seam import forward
 from methods import scores
+from methods.base import Observer
 from methods.scores import ColumnSums, group_sum, logits, top_k
 from tests.golden import layer_of
-from tests.models import FAMILIES, model_of, networks
+from tests.models import FAMILIES, model_of, networks, prompt_ids
 
 H, G, D, N = 4, 2, 16, 70
 
@@ -89,3 +92,33 @@ def test_rotation_is_the_models_own(family: str) -> None:
     far = (layer.rotate(x, at + 500, False) * layer.rotate(y, at + 507, False)).sum(-1)
     torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(there[:, 1:], x[:, 1:])
+
+
+class Diary(Observer):
+    """Writes down when a layer was seen and finished."""
+
+    def __init__(self, layer: int, pages: list[str]) -> None:
+        self.layer, self.pages = layer, pages
+
+    @property
+    def key(self) -> str:
+        return "diary"
+
+    def see(self, queries: Tensor, keys: Tensor, lse: Tensor | None, start: int) -> None:
+        self.pages.append(f"see {self.layer}")
+
+    def finish(self, keys: Tensor, values: Tensor) -> None:
+        self.pages.append(f"finish {self.layer}")
+
+
+def test_a_layer_is_finished_before_the_next_one_is_prefilled() -> None:
+    """What an observer leaves to worker processes can only so run beside the later layers."""
+    model = model_of(networks("llama")[0], prefill_chunk=40)
+    layers, pages = model.layers(0), list[str]()
+    states = [LayerPrefill(layer, Dense("sdpa"), N, [Diary(layer.index, pages)]) for layer in layers]
+    state = Prefill(states)
+    for start in (0, 40):
+        state.start = start
+        forward(model.network, prompt_ids(N)[None, start : start + 40], start, state)
+    last = ["see 0", "finish 0", "see 1", "finish 1", "see 2", "finish 2"]
+    assert pages == ["see 0", "see 1", "see 2", *last]
