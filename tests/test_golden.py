@@ -155,7 +155,10 @@ def test_kmeans_inertia(name: str) -> None:
     assert bool((inertia >= 0.98 * g["out_inertia"]).all())
 
 
-@pytest.mark.parametrize("name", ["sparq_mha_realloc", "sparq_gqa4_realloc", "sparq_gqa4_norealloc"])
+SPARQ = ("mha_realloc", "mha_norealloc", "gqa4_realloc", "gqa4_norealloc", "gqa2_covers_all")
+
+
+@pytest.mark.parametrize("name", [f"sparq_{name}" for name in SPARQ])
 def test_sparq_library(name: str) -> None:
     g = Golden(name)
     q, k, v = g["q"], g["k"], g["v"]
@@ -177,15 +180,15 @@ def test_sparq_library(name: str) -> None:
         torch.testing.assert_close(index.approximate_logits(q[t]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_sparq_snippet() -> None:
-    g = Golden("sparqsnippet_gqa4")
+@pytest.mark.parametrize("name", ["sparqsnippet_mha", "sparqsnippet_gqa4"])
+def test_sparq_snippet(name: str) -> None:
+    g = Golden(name)
     q, k, v = g["q"], g["k"], g["v"]
     layer = layer_of(q.shape[1], k.shape[0], q.shape[2])
-    driven = Driven.start(SparQ(rank=g.p("r")), Budget(0, 0, g.p("k")), layer, NONE, k, v)
-    index = driven.state.index
-    for t in range(q.shape[0]):
-        step = Step(q[t][:, None], torch.tensor([k.shape[1]]), k.shape[1], 0, k.shape[1], g.p("k"))
-        found = index.select(step).positions
+    for t, length in enumerate(g["lens"].tolist()):
+        driven = Driven.start(SparQ(rank=g.p("r")), Budget(0, 0, g.p("k")), layer, NONE, k[:, :length], v[:, :length])
+        step = Step(q[t][:, None], torch.tensor([length]), length, 0, length, g.p("k"))
+        found = driven.state.index.select(step).positions
         assert found is not None and sets(found) == sets(g["out_selected"][t])
 
 

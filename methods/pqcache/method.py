@@ -99,7 +99,7 @@ class PQCache(Method):
 
     num_sub: sub-vectors a head (m of the paper). bits: log2 of the centroids of each (b). iterations: Lloyd's rounds.
     clustering: "cpu" in worker processes, beside the prefill of later layers; "gpu" where the keys are, one by one.
-    num_workers: of these processes; 0: one for each core but one.
+    num_workers: of these processes; 0: one for each core but one, at most 16.
     tier: "host" keeps middle K and V in host memory behind a cache of `cache_blocks` blocks of `cache_block` tokens on
     the device, with `policy`, to which the `refresh` most read blocks are offered at a step; "device" keeps all there.
     """

@@ -34,9 +34,9 @@ class Workers:
 
     @contextmanager
     def open(self, num_workers: int) -> Iterator[None]:
-        """Keeps the processes alive; 0: one for each core but the one that drives the model, at least one."""
+        """Keeps the processes alive; 0: one for each core but the one that drives the model, at least 1, at most 16."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._num_workers = num_workers or max(1, cores - 1)
+        self._num_workers = num_workers or min(16, max(1, cores - 1))
         self._pool = self._start()
         try:
             yield
