@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def locally(node: Mapping[str, Any]) -> str:
 
 def find_runs(results: Path) -> Iterator[Found]:
     """Every folder `<model>/<task>/<method>/<hash>` below `results`."""
-    for folder in results.glob("*/*/*/*"):
+    # Not Path.glob, which fails when a folder of another process (`.probe-...`) is gone before it is read.
+    for folder in map(Path, glob(str(results / "*/*/*/*"))):
         if folder.is_dir() and not any(part.startswith(".") for part in folder.relative_to(results).parts):
             yield found(folder)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any
@@ -407,7 +408,7 @@ def test_a_method_over_its_budget_fails_the_run_by_name(cli: Cli, monkeypatch: p
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     words = ["method=window", f"results={tmp_path}", "progress=false", "limit=8"]
     first = server().start(words)
-    until(lambda: any(path.stat().st_size for path in tmp_path.glob("*/*/*/*/records.jsonl")))
+    until(lambda: any(os.path.getsize(path) for path in glob(str(tmp_path / "*/*/*/*/records.jsonl"))))
     first.kill(SIGSTOP)
     second = server().run(words)
     first.kill(SIGCONT)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, Signals
 from typing import Any
@@ -46,7 +47,8 @@ class Command:
     @property
     def records(self) -> Path | None:
         """The records file, once there is one."""
-        return next(iter(self.results.glob("*/*/*/*/records.jsonl")), None)
+        # Not Path.glob, which fails when the run's `.probe-...` folder is gone before it is read.
+        return next((Path(path) for path in glob(str(self.results / "*/*/*/*/records.jsonl"))), None)
 
     def num_answered(self) -> int:
         """Whole lines so far."""
