@@ -96,10 +96,9 @@ class SelectiveLayer:
         return Part(*self.store.gather(positions), positions)
 
     def begin_decode(self) -> None:
-        """Start to count: what the prompt cost is no decode step (it is audited all the same)."""
+        """Start to count: what the prompt cost is no decode step (it is audited all the same); codes came for all."""
         self.audit = LayerAudit()
-        self.store.traffic = Traffic()
-        self.index.ready()
+        self.store.traffic = Traffic(codes=self.store.traffic.codes)
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """(tier, tensor) of store and index."""

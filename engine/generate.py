@@ -88,8 +88,8 @@ def answer(model: Model, question: Question, plans: Sequence[Plan]) -> list[Answ
         logits.append(last)
     prefix = None  # what an arm has dropped is free from here on
     built = clock.mark()
-    for arm in arms:
-        arm.begin_decode()
+    for layer in (layer for arm in arms for layer in arm.selective):
+        layer.index.ready()
     waited = clock.mark()
     later = question.ids[num_context:]
     batch = _feed(model, arms, later) if later.shape[0] else torch.stack(logits)
@@ -160,6 +160,8 @@ def _decode(
     model: Model, arms: Sequence[Arm], logits: Tensor, stop: Stop, clock: Clock
 ) -> tuple[list[list[int]], list[int]]:
     """Greedy tokens of each arm, and a mark after the first token and each step. Finished rows leave the batch."""
+    for arm in arms:
+        arm.begin_decode()
     tokens: list[list[int]] = [[] for _ in arms]
     rows = list(range(len(arms)))
     marks: list[int] = []

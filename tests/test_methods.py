@@ -138,6 +138,8 @@ def test_question_after(name: str) -> None:
     assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
     small = answer(model, question, [Plan(name, method, tenth(method, model))])[0]
     assert small.ledger.attended_max <= tenth(method, model).total
+    # Bytes a step are those of decode steps: the question's own 12 steps would make it 1.6 times as much.
+    assert small.ledger.moved["kv"] < 1.4 * (small.ledger.attended_max + 1) * model.bytes_per_token
 
 
 @pytest.mark.parametrize("name", SELECTING)
