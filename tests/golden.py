@@ -13,7 +13,12 @@ from engine.arm import Plan, SelectiveLayer
 from engine.seam import Call
 from methods.base import Budget, Layer, Method
 
-FOLDER = Path(__file__).parent / "fixtures"
+FOLDER = Path(__file__).parent / "fixtures"  # `--golden DIR` changes it before the tests are collected
+
+
+def names(*prefixes: str) -> list[str]:
+    """The golden files of these kinds, for `pytest.mark.parametrize`."""
+    return sorted(path.stem for prefix in prefixes for path in FOLDER.glob(f"{prefix}*.npz"))
 
 
 class Golden:
