@@ -130,7 +130,7 @@ class Keyformer(Method):
                 raise ValueError(f"method.{name}={getattr(self, name)}: give more than 0")
 
     def temperature(self, step: int) -> float:
-        """tau_start + t (tau_end - tau_start) / tau_steps at the t-th new token, at most tau_end's share."""
+        """tau_start + t (tau_end - tau_start) / tau_steps at the t-th new token, at last tau_end."""
         return self.tau_start + (self.tau_end - self.tau_start) * min(step, self.tau_steps) / self.tau_steps
 
     def shares(self, x: Tensor, tau: float, layer: Layer, rows: Tensor, columns: Tensor, hidden: Tensor) -> Tensor:

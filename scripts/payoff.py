@@ -130,6 +130,7 @@ def plot(found: Sequence[Payoff], path: Path) -> None:
         left.plot(lengths, [n / point for n in lengths], "--", color=colour)
         right.plot(x, [p.step / p.kcache[fetched] for p in with_it], "o-", color=colour, label=name)
         right.plot(lengths, [2 / (1 + point / n) for n in lengths], "--", color=colour)
+    left.legend(loc="upper left")
     left.set(title="values alone: all read / U tokens fetched", yscale="log", ylabel="speed-up")
     right.set(title="attention step of one layer: full / KCache")
     for axes in (left, right):
@@ -137,6 +138,5 @@ def plot(found: Sequence[Payoff], path: Path) -> None:
         axes.set(xscale="log", xlabel="context, tokens")
         axes.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
         axes.minorticks_off()
-        axes.legend(loc="upper left", fontsize="small")
     figure.suptitle("Measured on a CPU, one thread (solid), and by bandwidth alone (dashed)")
     figure.savefig(path, dpi=110)

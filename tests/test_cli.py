@@ -80,7 +80,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "budgett=0.1": ("budgett is not a field", "local_share", "did you mean budget?"),
     "+foo=1": ("foo is not a field", "prefill_chunk"),
     "foo.bar=1": ("foo.bar is not a field", "method"),
-    "method.bits=3": ("method.bits is not a field", "allowed are none"),
+    "method=random method.bits=3": ("method.bits is not a field", "allowed are none"),
     "method=pqcache method.bit=3": ("method.bit is not a field", "num_sub, bits", "did you mean bits?"),
     "method=pqcache +method.foo=3": ("method.foo is not a field", "num_sub, bits"),
     "method=pqcache method.bits=lots": ("method.bits='lots'", "valid integer"),
