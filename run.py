@@ -18,6 +18,8 @@ usage: python run.py [key=value ...]          one run
 
   method=NAME      {methods}
   task=NAME        {tasks}
+                   or a suite, which is a sweep:
+                   {suites}
   model=NAME       {models}
                    or any Hugging Face model: model=llama31_8b model.path=ORG/NAME model.revision=main
   data=SOURCE      auto, miniature, hub, or a folder or data.zip with LongBench's jsonl files
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def start(argv: Sequence[str]) -> int:
     """Do what the command line asks for: a run, a sweep, or to show the configuration."""
-    from configs.arguments import read
+    from configs.arguments import has_suite, read
     from configs.compose import compose_config, job, plain
     from configs.experiments import is_experiment
     from configs.slurm import launcher_of
@@ -65,7 +67,7 @@ def start(argv: Sequence[str]) -> int:
         shown = [plain(compose_config(each.words)) for each in wanted(arguments.words, argv)]
         print("---\n".join(safe_dump(config, sort_keys=False, allow_unicode=True) for config in shown), end="")
         return 0
-    if arguments.sweep or is_experiment(arguments.words):
+    if arguments.sweep or is_experiment(arguments.words) or has_suite(arguments.words):
         return sweep(arguments.words, argv, one_run)
     config = compose_config(arguments.words)
     if launcher_of(config) is not None:  # a single run on the cluster is a sweep of one
@@ -102,11 +104,15 @@ def usage() -> str:
     from pathlib import Path
     from textwrap import fill
 
+    from eval.task_sets import SUITES
+
     def names(group: str) -> str:
-        found = sorted(path.stem for path in (Path(__file__).parent / "configs" / group).glob("*.yaml"))
+        return filled(sorted(path.stem for path in (Path(__file__).parent / "configs" / group).glob("*.yaml")))
+
+    def filled(found: list[str]) -> str:
         return fill(", ".join(found), 96, subsequent_indent=" " * 19)
 
-    return USAGE.format(methods=names("method"), tasks=names("task"), models=names("model"))
+    return USAGE.format(methods=names("method"), tasks=names("task"), suites=filled([*SUITES]), models=names("model"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
 
+from eval.task_sets import SUITES
+
 FOLDER = Path(__file__).resolve().parent
 GROUPS = ("model", "method", "task", "experiment")
 FLAGS = "-m (a sweep), --cfg job (print the configuration), --help"
@@ -55,13 +57,24 @@ def read(argv: Sequence[str]) -> Arguments:
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:
-    """The words of each job of a sweep, in Hydra's order. Raises ValueError as `parse` does."""
+    """The words of each job of a sweep, in Hydra's order, a suite as its tasks. Raises ValueError as `parse` does."""
     return [list(job) for job in product(*(_values(parse(word)) for word in words))]
+
+
+def has_suite(words: Sequence[str]) -> bool:
+    """Whether `task=` names a suite, so that the words are a sweep also without -m."""
+    return any(_suite(parse(word)) for word in words)
 
 
 def readable(word: str, sweep: bool = False) -> str:
     """A word as Hydra shall read it. Raises ValueError as `parse` does, and without `sweep` for several values."""
     override = parse(word)
+    if _suite(override):
+        if not sweep:
+            raise ValueError(
+                f"{word} is several tasks, which only run.py takes at once; give one of {_tasks(override)}"
+            )
+        word = f"{override.get_key_element()}={_tasks(override)}"
     if override.is_sweep_override() and not sweep:
         raise ValueError(f"{word} holds several values: put quotes in quotes around one value, -m before a sweep")
     # A field that a YAML leaves at its default may be set too; `configs.build.typed` refuses what is no field.
@@ -101,23 +114,43 @@ def closest(name: str, allowed: Sequence[str]) -> str:
 
 
 def _values(override: Override) -> list[str]:
-    word = str(override.input_line)
+    word, key = str(override.input_line), override.get_key_element()
+    if _suite(override):
+        return [f"{key}={task}" for task in _tasks(override).split(",")]
     if not override.is_sweep_override():
         return [word]
+    return [f"{key}={value}" for value in _swept(override)]
+
+
+def _swept(override: Override) -> list[str]:
     if not override.is_discrete_sweep() or override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-        raise ValueError(f"{word}: only lists such as 0.1,0.2 and range() make a sweep")
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        raise ValueError(f"{override.input_line}: only lists such as 0.1,0.2 and range() make a sweep")
+    return list(override.sweep_string_iterator())
+
+
+def _names(override: Override) -> list[str]:
+    """The names that a group's word gives."""
+    if override.is_sweep_override():
+        return _swept(override)
+    return ["null" if override.value() is None else str(override.value())]
+
+
+def _suite(override: Override) -> bool:
+    return override.key_or_group == "task" and any(name in SUITES for name in _names(override))
+
+
+def _tasks(override: Override) -> str:
+    """The tasks that are named, suites as theirs, each once."""
+    return ",".join(dict.fromkeys(task for name in _names(override) for task in SUITES.get(name, (name,))))
 
 
 def _check_name(override: Override) -> None:
     group = override.key_or_group
-    if override.is_sweep_override():
-        names = [value.partition("=")[2] for value in _values(override)]
-    else:
-        names = ["null" if override.value() is None else str(override.value())]
-    for name in names:
+    known = [*choices(group), *(SUITES if group == "task" else ())]
+    for name in _names(override):
         if group == "method":
             check_examined(name)
-        if name not in choices(group) and (group, name) != ("experiment", "null"):
-            allowed = ", ".join(choices(group)) or "none"
-            raise ValueError(f"{group}={name} is unknown; allowed are {allowed}{closest(name, choices(group))}")
+        if name not in known and (group, name) != ("experiment", "null"):
+            raise ValueError(
+                f"{group}={name} is unknown; allowed are {', '.join(known) or 'none'}{closest(name, known)}"
+            )

@@ -94,11 +94,26 @@ def _imported(name: str, said: str) -> ModuleType:
 
 
 def sources(value: Any) -> dict[str, str]:
-    """What defines an object and those within it outside of `methods/`: top-level module -> hash of its source.
+    """What defines an object and those within it outside of `methods/`, by hashes of 10 hex digits.
 
-    10 hex digits over its file, or over all Python files of its package.
+    Of a top-level module over its file, or over all Python files of its package; of files with weights that a field
+    names (*.safetensors) over their bytes.
     """
-    return {top: _source_hash(sys.modules[top]) for top in sorted(_modules(value)) if top != "methods"}
+    modules = {top: _source_hash(sys.modules[top]) for top in sorted(_modules(value)) if top != "methods"}
+    weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:10] for path in _weights(value)}
+    return {**modules, **weights}
+
+
+def _weights(value: Any) -> Iterator[Path]:
+    """Files with weights that fields of an object, and of those within it, name; a missing one is refused elsewhere."""
+    if is_dataclass(value):
+        for field in fields(value):
+            if field.init:
+                yield from _weights(getattr(value, field.name))
+    elif isinstance(value, str) and value.endswith(".safetensors"):
+        path = Path(__file__).parents[1] / Path(value).expanduser()
+        if path.is_file():
+            yield path
 
 
 def _modules(value: Any) -> Iterator[str]:

@@ -72,7 +72,9 @@ def job(config: DictConfig, argv: Sequence[str]) -> Job:
 
 def task_values(task: Task) -> dict[str, Any]:
     """A task as plain values. Rows that are read say nothing of how rows are made: their runs keep their hash."""
-    return {key: value for key, value in asdict(task).items() if key not in ("needle", "ruler") or value is not None}
+    unset: dict[str, Any] = dict.fromkeys(("needle", "ruler", "turns", "infinitebench", "longbench_v2", "gsm8k"))
+    unset |= {"answer_prefix": "", "stop_text": ""}
+    return {key: value for key, value in asdict(task).items() if key not in unset or value != unset[key]}
 
 
 def compose_method(name: str, words: Sequence[str]) -> tuple[str, Method]:

@@ -3,7 +3,7 @@
 An experiment, `configs/experiment/NAME.yaml`, may hold
 
     sweep:
-      arms: {LABEL: [override, ...], ...}       # each arm's words
+      arms: {LABEL: [override, ...], ...}       # each arm's words; or the name of an experiment, whose arms they are
       grid: {task: "a,b", budget: "0.1,0.2"}    # in Hydra's syntax, crossed with every arm
 
 An arm's words win over the grid's, the command line's over both.
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from configs.arguments import FOLDER, jobs, parse
+from configs.arguments import FOLDER, choices, jobs, parse
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,19 @@ def is_experiment(words: Sequence[str]) -> bool:
 
 def sweep_of(name: str) -> Sweep | None:
     """The sweep of an experiment, None where it has none. Raises ValueError, naming the file, for a malformed one."""
-    content = yaml.safe_load((FOLDER / "experiment" / f"{name}.yaml").read_text())
-    node = content.get("sweep") if isinstance(content, Mapping) else None
+    node = _node(name)
     return None if node is None else _checked(node, f"experiment {name}: sweep")
+
+
+def _node(name: str) -> Any:
+    content = yaml.safe_load((FOLDER / "experiment" / f"{name}.yaml").read_text())
+    return content.get("sweep") if isinstance(content, Mapping) else None
 
 
 def _checked(node: Any, where: str) -> Sweep:
     if not isinstance(node, Mapping) or set(node) - {"arms", "grid"}:
         raise ValueError(f"{where} is {node!r}; it takes arms and grid")
-    arms, grid = node.get("arms") or {"": []}, node.get("grid") or {}
+    arms, grid = _arms(node.get("arms") or {"": []}, where), node.get("grid") or {}
     for label, given in arms.items():
         if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
             raise ValueError(f"{where}.arms.{label} is {given!r}; give a list of key=value words")
@@ -68,6 +72,15 @@ def _checked(node: Any, where: str) -> Sweep:
         if isinstance(values, list | Mapping) or values is None:
             raise ValueError(f'{where}.grid.{key} is {values!r}; give values in one text, such as "0.1,0.2"')
     return Sweep({str(k): tuple(v) for k, v in arms.items()}, tuple(f"{k}={v}" for k, v in grid.items()))
+
+
+def _arms(arms: Any, where: str) -> Mapping[str, Any]:
+    """The arms themselves, where they are given by the name of the experiment that lists them."""
+    lists = _node(arms) if isinstance(arms, str) and arms in choices("experiment") else {"arms": arms}
+    found = lists.get("arms") if isinstance(lists, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where}.arms is {arms!r}; give LABEL: [words], or the name of an experiment that does")
+    return found
 
 
 def _expanded(given: Sequence[str]) -> list[JobWords]:

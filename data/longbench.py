@@ -30,7 +30,7 @@ def load(task: Task, source: str, limit: int | None = None, revision: str | None
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1, or null for all rows")
-    data, where = _read_hub(task, revision) if source == "hub" else _read_local(task, Path(source).expanduser())
+    data, where = _read_hub(task, revision) if source == "hub" else read_local(task, Path(source).expanduser())
     found, published = git_blob_sha1(data), task.blob_e if task.e else task.blob
     official = None if published is None else found == published
     if source == "hub" and official is False:
@@ -50,7 +50,7 @@ def parse(data: bytes, where: str, limit: int | None = None) -> tuple[Sample, ..
         if limit is not None and len(samples) >= limit:
             break
         check_row(row, ROW_RULES, f"{where}:{line}", FIELDS)
-        sample = _sample(row, _unique(str(row.get("_id") or f"row-{line - 1}"), taken))
+        sample = _sample(row, unique(str(row.get("_id") or f"row-{line - 1}"), taken))
         taken.add(sample.id)
         samples.append(sample)
     if not samples:
@@ -141,12 +141,14 @@ def _sample(row: dict[str, Any], sample_id: str) -> Sample:
     )
 
 
-def _unique(wanted: str, taken: set[str]) -> str:
+def unique(wanted: str, taken: set[str]) -> str:
+    """The wanted id, or with `-2`, `-3` ... where it is taken."""
     candidates = chain([wanted], (f"{wanted}-{repeat}" for repeat in count(2)))
     return next(name for name in candidates if name not in taken)
 
 
-def _read_local(task: Task, path: Path) -> tuple[bytes, str]:
+def read_local(task: Task, path: Path) -> tuple[bytes, str]:
+    """A task's jsonl in a folder or zip, and its address. Raises ValueError, in one line, where there is none."""
     name = f"{task.file_name}.jsonl"
     if path.is_dir():
         for file in (path / name, path / "data" / name):
@@ -172,16 +174,21 @@ def _read_zip(path: Path, name: str) -> tuple[bytes, str]:
     raise ValueError(f"{path} holds no data/{name}; give data=PATH of the data.zip of {HUB_REPOSITORY}")
 
 
-def _read_hub(task: Task, revision: str | None) -> tuple[bytes, str]:
+def hub_file(repository: str, name: str, revision: str | None, remedy: str) -> Path:
+    """A file of a hub's dataset, below a folder named by its commit. Raises ValueError, in one line with the remedy."""
     # Imported here, because it takes a second.
     from huggingface_hub import hf_hub_download
 
     try:
-        path = Path(hf_hub_download(HUB_REPOSITORY, "data.zip", repo_type="dataset", revision=revision))
+        return Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
     # Any exception: the client raises its own, the HTTP library's and the system's.
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"data.zip of {HUB_REPOSITORY} did not come from the hub ({reason}); {HUB_REMEDY}") from None
+        raise ValueError(f"{name} of {repository} did not come from the hub ({reason}); {remedy}") from None
+
+
+def _read_hub(task: Task, revision: str | None) -> tuple[bytes, str]:
+    path = hub_file(HUB_REPOSITORY, "data.zip", revision, HUB_REMEDY)
     data, member = _read_zip(path, f"{task.file_name}.jsonl")
     # The hub's cache keeps files under snapshots/<commit>/.
     return data, f"hub:{HUB_REPOSITORY}@{path.parent.name}:{member}"

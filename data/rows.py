@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from data import longbench, miniature, needle, ruler
+from data import gsm8k, infinitebench, longbench, longbench_v2, miniature, needle, scbench
 from data.base import Dataset, Task
+from data.ruler import rows as ruler
 from data.tokens import Vocabulary
 
 
@@ -16,6 +17,14 @@ def read(task: Task, source: str, vocabulary: Vocabulary) -> Dataset:
         return needle.load(task, source, vocabulary.load())
     if task.ruler is not None:
         return ruler.load(task, source, vocabulary.load())
+    if task.turns is not None:
+        return scbench.load(task, source)
+    if task.infinitebench is not None:
+        return infinitebench.load(task.chosen(), source, vocabulary)
+    if task.longbench_v2 is not None:
+        return longbench_v2.load(task, source)
+    if task.gsm8k is not None:
+        return gsm8k.load(task, source)
     if source in miniature.DENSITY:
         return miniature.load(task, source=source)
     return longbench.load(task, source)

@@ -122,6 +122,20 @@ class SelectiveLayer:
         if self.watch is not None:
             self.watch.begin_decode()
 
+    @property
+    def traffic(self) -> Traffic:
+        """What has been moved since then."""
+        return self.store.traffic
+
+    @property
+    def real(self) -> bool:
+        """Whether what is dropped is freed."""
+        return self.store.real
+
+    def notes(self) -> Mapping[str, float]:
+        """The index's numbers for the record."""
+        return self.index.notes()
+
     def tensors(self) -> list[tuple[str, Tensor]]:
         """(tier, tensor) of store and index."""
         return [*self.store.tensors(), *self.index.tensors()]
@@ -155,7 +169,8 @@ class SlidingLayer:
 class Arm:
     """The layers of one method and budget for one prompt, and how far it has come.
 
-    layers: by layer number. length: tokens stored so far, prompt included.
+    layers: by layer number. length: tokens stored so far, prompt included. None of them are left once the arm is
+    decoded in other steps than these (`engine.static`).
     """
 
     def __init__(self, plan: Plan, layers: Sequence[SelectiveLayer | SlidingLayer], length: int) -> None:

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from methods.base import Layer, Rest, Step, packed
 from methods.scores import logits as scaled_logits
-from methods.scores import row_blocks
+from methods.scores import merged, row_blocks
 from methods.store import Part
 
 BACKENDS = ("sdpa", "flash", "eager")
@@ -39,6 +39,8 @@ def dense(
         return eager(layer, how, queries, keys, values, start)
     if how.backend == "flash":
         return flash(layer, how, queries, keys, values)
+    if want_lse and fused_lse(how, queries, keys, start):
+        return sdpa_with_lse(layer, queries, keys, values)
     y = sdpa(layer, how, queries, keys, values, start)
     return y, log_sum_exp(layer, how, queries, keys, start) if want_lse else None
 
@@ -89,6 +91,23 @@ def sdpa(layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor
         seen = ~hidden(first, last, start + a, last, how.window, queries.device)
         out.append(call(queries[:, a:b], keys[:, first:last], values[:, first:last], seen, False))
     return torch.cat(out, 1)
+
+
+def fused_lse(how: Dense, queries: Tensor, keys: Tensor, start: int) -> bool:
+    """Whether torch's flash kernels take this call: on a GPU half precision, elsewhere the first chunk."""
+    if how.window is not None and keys.shape[1] > how.window:
+        return False
+    half = queries.dtype in (torch.float16, torch.bfloat16) and queries.shape[2] % 8 == 0 and queries.shape[2] <= 256
+    return half if queries.is_cuda else start == 0 and queries.device.type == "cpu"
+
+
+def sdpa_with_lse(layer: Layer, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What scaled_dot_product_attention computes on its way, and does not return: the log-sum-exp."""
+    name = "_scaled_dot_product_flash_attention" + ("" if queries.is_cuda else "_for_cpu")
+    fused = getattr(torch.ops.aten, name)
+    # The causal mask of the one for CUDA is aligned to the last key, as a chunk needs it.
+    y, lse, *_ = fused(queries[None], keys[None], values[None], 0.0, True, scale=layer.scale)
+    return y[0], lse[0]
 
 
 def flash(layer: Layer, how: Dense, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -165,17 +184,28 @@ def read(
     Returns output [H,m,D], positions [G,r] and float32 weights [H,m,r].
     """
     positions = torch.cat([p.positions for p in parts], 1)
-    unseen = (positions[:, None] < 0) | (positions[:, None] > step.positions[:, None])
-    unseen = unseen.repeat_interleave(layer.group, 0)
-    if view.own is not None:
-        unseen = unseen | ~view.own[:, None]
-    score = part_scores(layer, step, parts, positions, view).masked_fill_(unseen, -torch.inf)
-    weights, lse = normalise(score, sinks)
+    score = part_scores(layer, step, parts, positions, view)
+    if not sees_all(step, parts, view):
+        unseen = (positions[:, None] < 0) | (positions[:, None] > step.positions[:, None])
+        unseen = unseen.repeat_interleave(layer.group, 0)
+        score.masked_fill_(unseen if view.own is None else unseen | ~view.own[:, None], -torch.inf)
+    if sinks is None and rest is None:
+        weights, lse = score.softmax(-1), None
+    else:
+        weights, lse = normalise(score, sinks)
     shares = weights.split([p.positions.shape[1] for p in parts], 2)
     y = weighted(shares[0], parts[0].v)
     for share, part in zip(shares[1:], parts[1:], strict=True):
         y = y + weighted(share, part.v)
-    return (y if rest is None else merged(y, lse, rest)), positions, weights
+    if rest is not None:
+        assert lse is not None
+        y = merged(y, lse, rest)
+    return y, positions, weights
+
+
+def sees_all(step: Step, parts: Sequence[Part], view: View) -> bool:
+    """Whether every row is seen, as far as the host knows: one new token, which is stored last."""
+    return step.queries.shape[1] == 1 and view.own is None and all(part.whole for part in parts)
 
 
 def part_scores(layer: Layer, step: Step, parts: Sequence[Part], positions: Tensor, view: View) -> Tensor:
@@ -208,16 +238,3 @@ def clipped_logits(layer: Layer, step: Step, part: Part, clip: int) -> Tensor:
     far = scaled_logits(queries, layer.rotate(part.k, part.positions.clamp(min=0), True), layer)
     distance = step.positions[:, None] - part.positions[:, None]
     return torch.where((distance <= clip).repeat_interleave(layer.group, 0), near, far)
-
-
-def merged(y: Tensor, lse: Tensor, rest: Rest) -> Tensor:
-    """The read part y [H,m,D] and what stands in for the rest."""
-    if rest.mass is not None:
-        share = rest.mass
-    else:
-        assert rest.lse is not None
-        share = torch.sigmoid(lse - rest.lse)
-    out = share[..., None] * y.float()
-    if rest.value is not None:
-        out = out + (1.0 - share[..., None]) * rest.value.float()
-    return out.to(y.dtype)

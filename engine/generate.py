@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from engine.arm import Arm, Lockstep, Plan, SelectiveLayer, SlidingLayer
 from engine.attention import Dense
+from engine.kept import Kept
 from engine.ledger import Clock, Ledger, audit, held_bytes, mean_notes, storages
 from engine.model import Model
 from engine.prefill import LayerPrefill, Prefill, Prefix
 from engine.seam import forward
+from engine.static import FixedLayer, Static, begin
 from methods.base import Budget, Layer, Observer
 
 NO_BUDGET = Budget(0, 0, 0)
@@ -23,11 +25,19 @@ MOVED = ("kv", "index", "host", "misses", "refills", "codes", "spills")
 
 @dataclass(frozen=True)
 class Stop:
-    """When an answer ends. tokens: any of these ends it and is part of it; before `min_new` tokens they are barred."""
+    """When an answer ends. tokens: any of these ends it and is part of it; before `min_new` tokens they are barred.
+
+    said: whether the tokens so far end it, for what no single token says.
+    """
 
     max_new: int
     tokens: frozenset[int]
     min_new: int = 0
+    said: Callable[[Sequence[int]], bool] | None = None
+
+    def over(self, tokens: Sequence[int]) -> bool:
+        """Whether the answer ends with the last of these tokens."""
+        return tokens[-1] in self.tokens or (self.said is not None and self.said(tokens))
 
 
 @dataclass(frozen=True)
@@ -36,12 +46,14 @@ class Question:
 
     context_end: how many tokens the methods act on before the rest of the prompt passes through the compressed cache
     (protocol question_after); None: all of them.
+    decode: how steps are done, one of `engine.static.WAYS`; where an arm cannot be decoded so, its ledger says why.
     """
 
     ids: Tensor
     seed: int
     stop: Stop
     context_end: int | None = None
+    decode: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Marks:
-    """Numbers of the clock's marks: start, prefilled, indexes built, background work done, first token, steps."""
+    """Numbers of the clock's marks: start, prefilled, indexes built, background work done, first token, steps.
+
+    reused: the prefill was an earlier question's.
+    """
 
     start: int
     prefilled: int
@@ -68,22 +83,25 @@ class Marks:
     first: int
     steps: list[int]
     question_after: bool
+    reused: bool = False
 
 
 @dataclass(frozen=True)
 class End:
-    """What all arms of a run have in common when it is over. shared: the storages of the prefix."""
+    """What all arms of a run have in common when it is over. shared: the storages of the prefix; decode: see Ledger."""
 
     clock: Clock
     marks: Marks
     num_arms: int
     shared: frozenset[int]
+    decode: str
 
 
 @torch.inference_mode()
-def answer(model: Model, question: Question, plans: Sequence[Plan]) -> list[Answer]:
+def answer(model: Model, question: Question, plans: Sequence[Plan], kept: Kept | None = None) -> list[Answer]:
     """Answers of all arms, in order. Arms with a dense prefill share one; each then decodes greedily.
 
+    kept: where the prefill is kept for the next question on the same context; None lets it go as soon as it can.
     Raises AuditError where a method broke its budget. Times are reported for a single arm only.
     """
     clock = Clock(model.device)
@@ -93,7 +111,7 @@ def answer(model: Model, question: Question, plans: Sequence[Plan]) -> list[Answ
     num_context = question.context_end or question.ids.shape[0]
     layers = model.layers(question.seed)
     shared = [p for p in plans if not p.active.own_prefill]
-    prefix = prefill(model, layers, question.ids[:num_context], shared) if shared else None
+    prefix, reused = _prefix(model, layers, question.ids[:num_context], question.seed, shared, kept)
     prefilled = clock.mark()
     arms, logits = [], []
     for plan in plans:
@@ -108,10 +126,32 @@ def answer(model: Model, question: Question, plans: Sequence[Plan]) -> list[Answ
     waited = clock.mark()
     later = question.ids[num_context:]
     batch = _feed(model, arms, later) if later.shape[0] else torch.stack(logits)
-    tokens, marks = _decode(model, arms, batch, question.stop, clock)
-    times = Marks(start, prefilled, built, waited, marks[0], marks[1:], later.shape[0] > 0)
-    end = End(clock, times, len(plans), shared_storages)
-    return [_settle(model, arm, new, end) for arm, new in zip(arms, tokens, strict=True)]
+    for arm in arms:
+        arm.begin_decode()
+    static, way = begin(question.decode, model, arms, question.stop.max_new)
+    tokens, marks = _decode(model, arms, batch, question.stop, clock, static)
+    times = Marks(start, prefilled, built, waited, marks[0], marks[1:], later.shape[0] > 0, reused)
+    end = End(clock, times, len(plans), shared_storages, way)
+    layers_of = [arm.selective if static is None else static.layers for arm in arms]
+    return [_settle(model, arm, its, new, end) for arm, its, new in zip(arms, layers_of, tokens, strict=True)]
+
+
+def _prefix(
+    model: Model, layers: Sequence[Layer], ids: Tensor, seed: int, plans: Sequence[Plan], kept: Kept | None
+) -> tuple[Prefix | None, bool]:
+    """The prefix of ids [n] for these plans, None for no plans, and whether it is one that was kept."""
+    if not plans or kept is None:
+        return (prefill(model, layers, ids, plans) if plans else None), False
+    wanted = [
+        frozenset() if geometry.window else frozenset(o.key for p in plans for o in _observers(p, layer))
+        for layer, geometry in zip(layers, model.geometry, strict=True)
+    ]
+    found = kept.find(ids, seed, wanted)
+    if found is not None:
+        return found, True
+    prefix = prefill(model, layers, ids, plans)
+    kept.keep(ids, seed, prefix)
+    return prefix, False
 
 
 def prefill(model: Model, layers: Sequence[Layer], ids: Tensor, plans: Sequence[Plan]) -> Prefix:
@@ -174,11 +214,12 @@ def _feed(model: Model, arms: Sequence[Arm], ids: Tensor) -> Tensor:
 
 
 def _decode(
-    model: Model, arms: Sequence[Arm], logits: Tensor, stop: Stop, clock: Clock
+    model: Model, arms: Sequence[Arm], logits: Tensor, stop: Stop, clock: Clock, static: Static | None
 ) -> tuple[list[list[int]], list[int]]:
-    """Greedy tokens of each arm, and a mark after the first token and each step. Finished rows leave the batch."""
-    for arm in arms:
-        arm.begin_decode()
+    """Greedy tokens of each arm, and a mark after the first token and each step. Finished rows leave the batch.
+
+    static: what feeds a single arm; None: arms are fed in lockstep.
+    """
     tokens: list[list[int]] = [[] for _ in arms]
     rows = list(range(len(arms)))
     marks: list[int] = []
@@ -191,23 +232,25 @@ def _decode(
         marks.append(clock.mark())
         for row, token in zip(rows, chosen, strict=True):
             tokens[row].append(token)
-        rows = [row for row, token in zip(rows, chosen, strict=True) if token not in stop.tokens]
+        rows = [row for row in rows if not stop.over(tokens[row])]
         if not rows or num_new >= stop.max_new:
             return tokens, marks
         latest = torch.tensor([[tokens[row][-1]] for row in rows])
-        logits = _feed(model, [arms[row] for row in rows], latest)
+        logits = _feed(model, [arms[row] for row in rows], latest) if static is None else static.step(latest)
 
 
-def _settle(model: Model, arm: Arm, tokens: list[int], end: End) -> Answer:
-    """Audit an arm, raise if it failed, and write its ledger."""
-    plan, selective, alone = arm.plan, arm.selective, end.num_arms == 1 and arm.plan.watch is None
+def _settle(
+    model: Model, arm: Arm, selective: Sequence[SelectiveLayer | FixedLayer], tokens: list[int], end: End
+) -> Answer:
+    """Audit an arm, given its selectable layers, raise if it failed, and write its ledger."""
+    plan, alone = arm.plan, end.num_arms == 1 and arm.plan.watch is None
     held = [pair for layer in selective for pair in layer.tensors()]
     num_steps = len(tokens) - 1
     prompt_audits = [layer.prompt_audit for layer in selective if layer.prompt_audit.counts]
     audit(plan.name, plan.method, plan.budget, prompt_audits, 0)
     mean, most = audit(plan.name, plan.method, plan.budget, [layer.audit for layer in selective], num_steps)
     steps = max(1, num_steps)
-    traffic = [layer.store.traffic for layer in selective]
+    traffic = [layer.traffic for layer in selective]
     sliding = [t for layer in arm.layers if isinstance(layer, SlidingLayer) for t in (layer.keys, layer.values)]
     seconds = _seconds(end.clock, end.marks, plan.active.own_prefill) if alone else Seconds()
     ledger = Ledger(
@@ -223,10 +266,11 @@ def _settle(model: Model, arm: Arm, tokens: list[int], end: End) -> Answer:
         cache_lookups=sum(t.lookups for t in traffic),
         cache_hits=sum(t.hits for t in traffic),
         hit_rates=[t.hits / t.lookups for t in traffic] if all(t.lookups for t in traffic) else None,
-        store="real" if all(layer.store.real for layer in selective) else "simulated",
-        notes=mean_notes([layer.index.notes() for layer in selective]),
+        store="real" if all(layer.real for layer in selective) else "simulated",
+        notes=mean_notes([layer.notes() for layer in selective]),
         peak_bytes=torch.cuda.max_memory_allocated(model.device) if alone and model.device.type == "cuda" else None,
         num_arms=end.num_arms,
+        decode=end.decode,
         **asdict(seconds),
     )
     own = held_bytes([(tier, tensor) for tier, tensor in held if tier != "host"], end.shared)
@@ -252,10 +296,10 @@ def _seconds(clock: Clock, marks: Marks, own_prefill: bool) -> Seconds:
     # After a dense prefill the first token does not wait for the index; it does where the question comes after it.
     later = 0.0 if marks.question_after else build + wait
     return Seconds(
-        prefill_s=clock.seconds(marks.start, prefilled),
+        prefill_s=None if marks.reused else clock.seconds(marks.start, prefilled),
         build_s=build,
         wait_s=wait,
-        ttft_s=clock.seconds(marks.start, marks.first) - later,
-        tt2t_s=clock.seconds(marks.start, ends[1]) if len(ends) > 1 else None,
+        ttft_s=None if marks.reused else clock.seconds(marks.start, marks.first) - later,
+        tt2t_s=clock.seconds(marks.start, ends[1]) if len(ends) > 1 and not marks.reused else None,
         tpot_s=[clock.seconds(a, b) for a, b in pairwise(ends)],
     )

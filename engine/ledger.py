@@ -174,6 +174,7 @@ class Ledger:
     ttft_s: prefill to the first token; build_s: index building after it; wait_s: for index work in the background;
     tt2t_s: until the second token; tpot_s: each decode step. peak_bytes: most device memory at once, None on a CPU.
     num_arms: how many arms were answered in one run, this one included.
+    decode: how its steps were done: eager, static or graph; after a colon, why not as asked.
     """
 
     attended_mean: float
@@ -198,3 +199,4 @@ class Ledger:
     tpot_s: Sequence[float] | None
     peak_bytes: int | None
     num_arms: int
+    decode: str

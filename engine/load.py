@@ -143,7 +143,8 @@ def network_of(
     own = copy.deepcopy(config)
     if spec.weights == "random":
         torch.manual_seed(seed)
-        with one_line(f"model.weights=random: model={spec.name} could not be built"):
+        # Made on the device: normal numbers for billions of weights take minutes on a CPU.
+        with one_line(f"model.weights=random: model={spec.name} could not be built"), where:
             network: nn.Module = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=NAME)
             return network.to(where)
     network, found = hub(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.seam import Call, forward
 from methods.base import Layer, ModelFacts
+
+SAMPLED = 64  # numbers of each parameter that a fingerprint looks at
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Model:
             windows=tuple(g.window for g in self.geometry),
             rope_scaled=rotary is not None and getattr(rotary, "attention_scaling", 1.0) != 1.0,
             has_rope=rotary is not None,
+            fingerprint=fingerprint(self.network),
         )
 
     def layers(self, seed: int) -> list[Layer]:
@@ -80,6 +85,22 @@ class Model:
             facts = (g.num_heads, g.num_kv_heads, g.head_dim, g.scale, g.softcap, g.dtype, g.device)
             out.append(Layer(number, len(self.geometry), *facts, rotate, layer_seed, g.sinks))
         return out
+
+
+def fingerprint(network: nn.Module) -> str:
+    """16 hex digits that tell models apart: names and shapes of weights and rotary tables, some numbers of each.
+
+    "" where there are no numbers (meta device). They are compared in bfloat16, so that one checkpoint has one
+    fingerprint whatever it is computed in.
+    """
+    digest = hashlib.sha256()
+    for name, weight in chain(network.named_parameters(), network.named_buffers()):
+        if weight.is_meta:
+            return ""
+        some = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLED)]
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(some.to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Probe:

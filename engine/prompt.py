@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,27 +39,49 @@ class Prompt:
     context_end: int | None = None
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, rule: PromptRule, context: str | None = None) -> Prompt:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, rule: PromptRule, context: str | None = None, prefix: str = ""
+) -> Prompt:
     """The prompt that LongBench's rule makes of a text (pred.py, spec 1.3).
 
     Too long: the first and last max_prompt/2 tokens are decoded and tokenised again, before the chat wrapper.
     context: find the end of this stretch of the text, at which question-after methods act.
+    prefix: what the answer begins with, behind the chat wrapper; it is never cut.
     """
     behind = "" if context is None else text[text.index(context) + len(context) :]
     ids = token_ids(tokenizer, text)
-    truncated = len(ids) > rule.max_prompt
+    room = rule.max_prompt - (len(token_ids(tokenizer, prefix, special=False)) if prefix else 0)
+    truncated = len(ids) > room
     if truncated and not rule.truncate:
         raise ValueError(
-            f"a prompt of {len(ids)} tokens is over model.max_prompt={rule.max_prompt}; give truncate=true or raise it"
+            f"a prompt of {len(ids) + rule.max_prompt - room} tokens is over model.max_prompt={rule.max_prompt}; "
+            "give truncate=true or raise it"
         )
     if truncated:
-        text = middle_cut(tokenizer, ids, rule.max_prompt)
-    rendered = chat_text(tokenizer, text, rule.chat_kwargs) if rule.chat else text
+        text = middle_cut(tokenizer, ids, room)
+    rendered = (chat_text(tokenizer, text, rule.chat_kwargs) if rule.chat else text) + prefix
     # A chat template writes the special tokens itself; adding them again would give two BOS.
     ids = token_ids(tokenizer, rendered, special=not rule.chat)
     end = None if context is None else context_end(tokenizer, rendered, context, behind, special=not rule.chat)
-    tensor = torch.tensor(ids, dtype=torch.long)
-    return Prompt(tensor, hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16], truncated, end)
+    return _prompt(torch.tensor(ids, dtype=torch.long), truncated, end)
+
+
+def _prompt(ids: Tensor, truncated: bool, end: int | None) -> Prompt:
+    return Prompt(ids, hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16], truncated, end)
+
+
+def longer(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, later: Sequence[str]) -> Prompt:
+    """The prompt with texts behind it, each tokenised by itself: methods act where they did without them."""
+    ids = [prompt.ids, *(torch.tensor(token_ids(tokenizer, text, special=False), dtype=torch.long) for text in later)]
+    return _prompt(torch.cat(ids), prompt.truncated, prompt.context_end or len(prompt.ids))
+
+
+def fitting(tokenizer: PreTrainedTokenizerBase, text: str, room: int) -> str:
+    """The text, without its middle if it has more than `room` tokens. Raises ValueError where there is no room."""
+    if room < 2:
+        raise ValueError(f"the questions leave {room} tokens for their context: give a larger model.max_prompt")
+    ids = token_ids(tokenizer, text, special=False)
+    return middle_cut(tokenizer, ids, room) if len(ids) > room else text
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
@@ -79,6 +101,20 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, text: str, kwargs: Mapping[str
         raise ValueError("model.chat=true, but the tokenizer has no chat template; give model.chat=false")
     turn = [{"role": "user", "content": text}]
     return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **kwargs))
+
+
+def chat_goes_on(tokenizer: PreTrainedTokenizerBase, answer: str, text: str, kwargs: Mapping[str, Any]) -> str:
+    """What the template writes from the start of an answer on, if the user then says `text`, with generation prompt.
+
+    Raises ValueError for a template without answers.
+    """
+    mark = "0answer0"  # templates may strip a text, and what stands before it may differ from a generation prompt
+    turns = [("user", "0"), ("assistant", mark), ("user", text)]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    rendered = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True, **kwargs))
+    if mark not in rendered:
+        raise ValueError("the tokenizer's chat template does not write an assistant's turn; give model.chat=false")
+    return answer + rendered.partition(mark)[2]
 
 
 def context_end(tokenizer: PreTrainedTokenizerBase, rendered: str, context: str, behind: str, special: bool) -> int:
@@ -111,6 +147,12 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: object, extra: tupl
             raise ValueError(f"model.stop_tokens: {token} is not a token of this model's tokenizer")
         found.add(number)
     return frozenset(int(t) for t in found if t is not None)
+
+
+def saying(tokenizer: PreTrainedTokenizerBase, text: str) -> Callable[[Sequence[int]], bool]:
+    """Whether the latest tokens of an answer say the text; to be asked after each token."""
+    most = len(text.encode()) + 1  # a token is a byte at least
+    return lambda tokens: text in str(tokenizer.decode(list(tokens[-most:]), skip_special_tokens=True))
 
 
 def newline_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

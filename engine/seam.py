@@ -69,6 +69,11 @@ AttentionInterface.register(NAME, attention)
 def forward(model: nn.Module, ids: Tensor, start: int, state: State) -> Tensor:
     """One forward pass of token ids [R,m], the first at position `start`: float32 logits [R,V] of the last token."""
     positions = torch.arange(start, start + ids.shape[1], device=ids.device).expand(ids.shape[0], -1)
+    return forward_at(model, ids, positions, state)
+
+
+def forward_at(model: nn.Module, ids: Tensor, positions: Tensor, state: State) -> Tensor:
+    """The same at positions [R,m], on the device."""
     out = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=1, kv_state=state)
     logits: Tensor = out.logits[:, -1]
     return logits.float()

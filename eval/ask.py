@@ -8,6 +8,7 @@ import traceback
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,10 +16,12 @@ from data.base import Sample, Task
 from engine.arm import Plan
 from engine.diagnose import Watch
 from engine.generate import Answer, Question, Stop, answer
+from engine.kept import Kept
 from engine.ledger import AuditError
 from engine.memory import explain_out_of_memory, is_out_of_memory, release
 from engine.model import Model
-from engine.prompt import Prompt, PromptRule, encode, newline_id
+from engine.prompt import Prompt, PromptRule, encode, newline_id, saying
+from eval.conclude import conclude, text_of
 from eval.crowd import Crowd, Seated
 from eval.diagnostics import DIAGNOSTICS, SELECTIONS, wanted, write_arrays
 from eval.job import Work
@@ -26,6 +29,7 @@ from eval.json_files import encode as encode_text
 from eval.longbench import score_sample
 from eval.metrics import metric
 from eval.records import Record
+from eval.turns import render_turn, told
 from methods.base import Budget
 from methods.budget import parse_budget, resolve
 
@@ -35,23 +39,39 @@ def rehearse(work: Work) -> None:
     task = work.task
     metric(task.metric, work.job.settings.fuzz)
     rule_of(work)
+    if "{context}" not in task.prompt and work.job.settings.protocol == "question_after":
+        raise ValueError(
+            "protocol=question_after: task.prompt has no {context} that could end; give protocol=longbench"
+        )
     if task.max_new_tokens < 1:
         raise ValueError(f"task.max_new_tokens={task.max_new_tokens} is out of range: give 1 or more")
+    fields = work.samples[0].fields if work.samples else {}
+    refuse_braces("prompt", task.prompt, ["context", "input", *fields])
+    refuse_braces("answer_prefix", task.answer_prefix, ["input"])
+    if task.conclusion is not None:
+        refuse_braces("longbench_v2.conclusion.prompt", task.conclusion.prompt, ["input", "reasoning", *fields])
+
+
+def refuse_braces(name: str, template: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError for a template of the task that names more than what is there."""
     try:
-        task.prompt.format(context="", input="")
+        template.format(**dict.fromkeys(allowed, ""))
     except (ValueError, LookupError) as error:
-        raise ValueError(f"task.prompt has more in braces than {{context}} and {{input}}: {error!r}") from error
+        raise ValueError(f"task.{name} has more in braces than {{{'}, {'.join(allowed)}}}: {error!r}") from error
 
 
-def ask(works: Sequence[Work], model: Model, sample: Sample, crowd: Crowd) -> list[Record | Exception]:
+def ask(
+    works: Sequence[Work], model: Model, sample: Sample, crowd: Crowd, kept: Kept | None = None
+) -> list[Record | Exception]:
     """Answer and score one sample for all works, which share its prefill as far as the device has room for them.
 
+    kept: keeps the prefill for the next question about the same context.
     An error of this sample alone becomes a record that says so; AuditError and MemoryError, which end a run, come in
     place of its record.
     """
     began = time.perf_counter()
     try:
-        prompt = render(works[0], model, sample)
+        prompt = render(works[0], model, told(works[0], sample))
     except Exception as error:
         return [broken(sample, None, error, began) for _ in works]
     rendered = time.perf_counter() - began
@@ -64,8 +84,9 @@ def ask(works: Sequence[Work], model: Model, sample: Sample, crowd: Crowd) -> li
             arms.append(Asking(work.folder, plan, number))
         except Exception as error:
             found[number] = broken(sample, prompt, error, began)
-    question = Question(prompt.ids, seed_of(works[0], sample), stop_of(works[0].task, model), prompt.context_end)
-    for reply in replies(model, question, arms, crowd):
+    stop, decode = stop_of(works[0].task, model), works[0].job.settings.decode
+    question = Question(prompt.ids, seed_of(works[0], sample), stop, prompt.context_end, decode)
+    for reply in replies(model, question, arms, crowd, kept):
         if isinstance(reply.answer, Exception):
             found[reply.arm.number] = broken(sample, prompt, reply.answer, began)
         else:
@@ -77,6 +98,8 @@ def ask(works: Sequence[Work], model: Model, sample: Sample, crowd: Crowd) -> li
                 found[reply.arm.number] = record_of(work, model, sample, prompt, reply.answer, seconds)
             except OSError as error:
                 found[reply.arm.number] = error  # as where a record cannot be written
+            except Exception as error:
+                found[reply.arm.number] = broken(sample, prompt, error, began)
     return [found[number] for number in range(len(works))]
 
 
@@ -116,14 +139,16 @@ def keep_seen(work: Work, sample: Sample, prompt: Prompt, watch: Watch | None, r
         write_arrays(work.folder, SELECTIONS, sample.id, {**ids, "tokens": tokens, **watch.selected()})
 
 
-def replies(model: Model, question: Question, arms: Sequence[Asking], crowd: Crowd) -> Iterator[Reply]:
+def replies(
+    model: Model, question: Question, arms: Sequence[Asking], crowd: Crowd, kept: Kept | None
+) -> Iterator[Reply]:
     """A reply for each arm. Arms that fail together are tried again in halves, until the one that fails is alone."""
     num_tokens = len(question.ids)
     waiting, failed = crowd.parts(arms, model, num_tokens), []
     while waiting:
         part = waiting.pop(0)
         began = time.perf_counter()
-        found = attempt(model, question, part)
+        found = attempt(model, question, part, kept)
         seconds = time.perf_counter() - began
         if not isinstance(found, Exception):
             for arm, reply in zip(part, found, strict=True):
@@ -143,11 +168,13 @@ def replies(model: Model, question: Question, arms: Sequence[Asking], crowd: Cro
         crowd.alone.update(failed)
 
 
-def attempt(model: Model, question: Question, part: Sequence[Asking]) -> list[Answer] | Exception:
+def attempt(model: Model, question: Question, part: Sequence[Asking], kept: Kept | None) -> list[Answer] | Exception:
     """The answers of these arms, or the error of one of them. What the attempt held is free again."""
     try:
-        return answer(model, question, [arm.plan for arm in part])
+        return answer(model, question, [arm.plan for arm in part], kept)
     except Exception as error:
+        if kept is not None:
+            kept.clear()
         traceback.clear_frames(error.__traceback__)
         return error
 
@@ -172,9 +199,11 @@ def broken(sample: Sample, prompt: Prompt | None, error: Exception, began: float
 
 def render(work: Work, model: Model, sample: Sample) -> Prompt:
     """The prompt of a sample: template, truncation, chat wrapper."""
-    text = work.task.prompt.format(context=sample.context, input=sample.input)
-    after = work.job.settings.protocol == "question_after"
-    return encode(model.tokenizer, text, rule_of(work), sample.context if after else None)
+    if sample.row is not None:
+        return render_turn(work, model, sample, rule_of(work))
+    text = work.task.asked(sample.context, sample.input, sample.fields)
+    context = sample.context if work.job.settings.protocol == "question_after" else None
+    return encode(model.tokenizer, text, rule_of(work), context, work.task.begun(sample.input))
 
 
 def rule_of(work: Work) -> PromptRule:
@@ -196,21 +225,30 @@ def budget_of(work: Work, model: Model, prompt: Prompt) -> Budget | None:
 
 
 def seed_of(work: Work, sample: Sample) -> int:
-    """A seed of the run's seed and the sample, whatever was asked before."""
-    return zlib.crc32(f"{work.job.settings.seed}/{sample.id}".encode())
+    """A seed of the run's seed and the sample, whatever was asked before; one for all questions of a row."""
+    return zlib.crc32(f"{work.job.settings.seed}/{sample.row or sample.id}".encode())
 
 
 def stop_of(task: Task, model: Model) -> Stop:
-    """LongBench's rule: only samsum stops at a newline, and then not before one token."""
+    """LongBench's rule: only samsum stops at a newline, and then not before one token. Others may stop at a text."""
     newline = newline_id(model.tokenizer) if task.newline_stop else None
     if newline is None:
-        return Stop(task.max_new_tokens, model.stop_tokens)
+        said = saying(model.tokenizer, task.stop_text) if task.stop_text else None
+        return Stop(task.max_new_tokens, model.stop_tokens, said=said)
     return Stop(task.max_new_tokens, model.stop_tokens | {newline}, min_new=1)
 
 
 def record_of(work: Work, model: Model, sample: Sample, prompt: Prompt, reply: Answer, seconds: float | None) -> Record:
-    """The record of an answer. The prediction is kept as decoded, never stripped."""
-    prediction = str(model.tokenizer.decode(list(reply.tokens), skip_special_tokens=True))
+    """The record of an answer. The prediction is kept as decoded, never stripped.
+
+    Where a second prompt asks for the answer, the prediction is that to it, and all else is of the first prompt.
+    """
+    prediction, reasoning = text_of(model, reply), None
+    if work.task.conclusion is not None:
+        began, reasoning = time.perf_counter(), prediction
+        of = partial(budget_of, work, model)
+        prediction = conclude(work, model, sample, reasoning, rule_of(work), seed_of(work, sample), of)
+        seconds = None if seconds is None else seconds + time.perf_counter() - began
     return Record(
         id=sample.id,
         prediction=prediction,
@@ -224,5 +262,9 @@ def record_of(work: Work, model: Model, sample: Sample, prompt: Prompt, reply: A
         ledger=asdict(reply.ledger),
         error=None,
         seconds=seconds,
-        context_sha=hashlib.sha256(encode_text(sample.context)).hexdigest()[:16],
+        # GSM8K's questions share their worked examples, but no document: each is a case of its own.
+        context_sha=None if work.task.gsm8k else hashlib.sha256(encode_text(sample.context)).hexdigest()[:16],
+        turn=sample.turn,
+        groups=list(sample.groups) or None,
+        reasoning=reasoning,
     )

@@ -162,12 +162,12 @@ def columns_of(tasks: Sequence[str], miniature: bool) -> tuple[Column, ...]:
     return (*singles, *named)
 
 
-def find_baseline(rows: Sequence[Row], name: str) -> Row | None:
-    """The row of that label or method. Raises ValueError where several are of that method."""
+def find_baseline(rows: Sequence[Row], name: str, option: str = "--baseline") -> Row | None:
+    """The row of that label or method. Raises ValueError where several are of that method; `option` names it then."""
     found = [row for row in rows if row.label == name] or [row for row in rows if row.method == name]
     if len(found) > 1:
-        labels = " or ".join(f"--baseline '{row.label}'" for row in found)
-        raise ValueError(f"baseline {name} names {len(found)} rows: give {labels}")
+        labels = " or ".join(f"{option} '{row.label}'" for row in found)
+        raise ValueError(f"{option.removeprefix('--')} {name} names {len(found)} rows: give {labels}")
     return found[0] if found else None
 
 

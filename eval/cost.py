@@ -64,6 +64,18 @@ def costs(answers: Mapping[str, Sequence[Record]]) -> dict[str, Cost]:
     return {quantity.key: _cost(quantity, found) for quantity in QUANTITIES}
 
 
+def over_tasks(parts: Sequence[Mapping[str, Cost]]) -> dict[str, Cost]:
+    """The costs of one row from those of its tasks, each of one weight; without what one of them lacks."""
+    return {quantity.key: _over([part[quantity.key] for part in parts]) for quantity in QUANTITIES} if parts else {}
+
+
+def _over(costs: Sequence[Cost]) -> Cost:
+    values = [cost.value for cost in costs if cost.value is not None]
+    if len(values) < len(costs):
+        return Cost(None, reason=next(cost.reason for cost in costs if cost.value is None))
+    return Cost(fmean(values))
+
+
 def _cost(quantity: Quantity, found: Sequence[Mapping[str, Any]]) -> Cost:
     values = [_at(summary, quantity.path) for summary in found]
     known = [value for value in values if value is not None]

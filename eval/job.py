@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ IDLE = {
     "prompt": "miniature.prompt",
     "max_new_tokens": "miniature.max_new_tokens",
     "needle.lengths": "needle.miniature_lengths",
+    "infinitebench.tokens": "infinitebench.miniature_lengths",
+    "infinitebench.variant": "miniature.prompt",
+    "ruler.samples": "ruler.miniature_samples",
 }
 BUDGET_KEYS = ("budget", "local_share", "compensate")
 
@@ -51,7 +54,12 @@ class Job:
 
     @property
     def prefill_key(self) -> str:
-        """Equal for jobs that may share a prefill: all but what makes an arm."""
+        """Equal for jobs that may share a prefill: all but what makes an arm.
+
+        Jobs whose prompts hold their own answers share none.
+        """
+        if self.task.turns is not None and self.task.turns.from_records:
+            return strict_json(self.config, "config", sort_keys=True)
         shared = {key: value for key, value in self.config.items() if key not in ARM_KEYS}
         return strict_json(shared, "config", sort_keys=True)
 
@@ -104,9 +112,13 @@ def prepare(job: Job, rows: Rows | None = None) -> Work:
 
     Raises ValueError for rows that are missing or malformed.
     """
+    if job.settings.shards > 1 and job.task.turns is not None and job.task.turns.from_records:
+        raise ValueError(
+            f"shards={job.settings.shards}: with task.turns.answers=own questions wait for answers; give 1"
+        )
     rows = rows or load_rows(job)
     # The rows are named by what they are, not by where they lie: a copy elsewhere is the same run.
-    kind = rows.source if rows.dataset.miniature else "made" if rows.task.made else "longbench"
+    kind = rows.source if rows.dataset.miniature else "made" if rows.task.made else rows.task.benchmark
     config = {**job.own_config, "data": kind, "data_revision": rows.dataset.revision}
     names = (job.spec.name, rows.task.file_name, job.method_name)
     folder = run_path(Path(job.settings.results), *names, config)
@@ -130,9 +142,20 @@ def load_rows(job: Job) -> Rows:
         refuse_idle_overrides(job.argv)
     elif source != "hub":
         source = str(Path(source).expanduser().resolve())
-    task = job.task.small() if small else job.task
+    task = job.task.small() if small else job.task.chosen()
+    refuse_replaced(job.task, job.argv)
     refuse_cut_needles(task, job.spec, small)
     return Rows(task, read(job.task, source, vocabulary(job.spec)), source)
+
+
+def refuse_replaced(task: Task, argv: Sequence[str]) -> None:
+    """Raise ValueError for overrides that the task's variant would replace; they would look as if they acted."""
+    if task.varied is None:
+        return
+    for name, value in asdict(task.varied.chosen).items():
+        if value is not None and any(word.lstrip("+").startswith(f"task.{name}=") for word in argv):
+            own = f"{task.benchmark}.{task.varied.variant}.{name}"
+            raise ValueError(f"task.{name} does not act, as the variant has its own; give task.{own}")
 
 
 def vocabulary(spec: ModelSpec) -> Vocabulary:
@@ -146,6 +169,12 @@ def refuse_cut_needles(task: Task, spec: ModelSpec, small: bool) -> None:
         raise ValueError(
             f"task.ruler.length={task.ruler.length} is over model.max_prompt={spec.max_prompt}, where prompts are cut; "
             "give a shorter one, or a larger model.max_prompt"
+        )
+    made = None if small or task.infinitebench is None else task.infinitebench.tokens
+    if made is not None and made > spec.max_prompt:
+        raise ValueError(
+            f"task.infinitebench.tokens={made} is over model.max_prompt={spec.max_prompt}, where prompts are cut; give "
+            "fewer, or a larger model.max_prompt"
         )
     if task.needle is None:
         return

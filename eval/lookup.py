@@ -25,9 +25,9 @@ def rows_of(job: Job) -> Rows:
     """
     source = source_of(job)
     here = source != "hub" and Path(source).expanduser().exists()
-    if job.task.made or source in miniature.DENSITY or here:
-        return load_rows(job)
     revision = job.task.blob_e if job.task.e else job.task.blob
+    if job.task.made or source in miniature.DENSITY or here or job.task.varied or job.task.gsm8k:
+        return load_rows(job)
     return Rows(job.task, Dataset((), source, revision or "", official=True), source)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,18 +224,23 @@ def enter(seats: Sequence[Seat], model: Model, stack: ExitStack) -> None:
 
 def ask_all(seats: Sequence[Seat], model: Model, bar: Bar | None) -> None:
     """Ask every sample once, for all runs that lack it; each answer is on disk before the next sample is asked."""
+    from engine.kept import Kept
     from eval.ask import ask
     from eval.crowd import Crowd
 
     crowd = Crowd()
     if bar:
         bar.begin()
-    for sample in seats[0].work.samples if seats else ():
-        asking = [seat for seat in going(seats) if sample.id in seat.todo]
-        if not asking:
-            continue
-        for seat, found in zip(asking, ask([seat.work for seat in asking], model, sample, crowd), strict=True):
-            with seat.own():
-                seat.take(found)
-        if bar:
-            bar.advance()
+    for _, row in groupby(seats[0].work.samples if seats else (), key=lambda sample: sample.row or sample.id):
+        questions = list(row)
+        kept = Kept() if len(questions) > 1 else None
+        for sample in questions:
+            asking = [seat for seat in going(seats) if sample.id in seat.todo]
+            if not asking:
+                continue
+            answers = ask([seat.work for seat in asking], model, sample, crowd, kept)
+            for seat, found in zip(asking, answers, strict=True):
+                with seat.own():
+                    seat.take(found)
+            if bar:
+                bar.advance()

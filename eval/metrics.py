@@ -12,6 +12,8 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
+from eval import infinitebench, longbench_v2, scbench
+from eval.gsm8k import last_number
 from eval.recall import match_all, match_part, word_recall
 
 # (prediction, one reference answer, the task's classes or None) -> score in 0..1
@@ -105,6 +107,16 @@ def code_sim_levenshtein(prediction: str, truth: str, all_classes: Sequence[str]
     return _percent(line, truth, _levenshtein()(line, truth)) / 100
 
 
+def char_f1(prediction: str, truth: str, all_classes: Sequence[str] | None = None) -> float:
+    """InfiniteBench's Zh.QA: F1 of the bags of characters, without blanks, ASCII and Chinese punctuation."""
+    return _f1(_characters(prediction), _characters(truth))
+
+
+def rouge_lsum(prediction: str, truth: str, all_classes: Sequence[str] | None = None) -> float:
+    """InfiniteBench's En.Sum: rougeLsum of PyPI `rouge-score`, sentences cut at newlines."""
+    return rouge_score(prediction, truth)["rougeLsum"]
+
+
 METRICS: dict[str, Metric] = {
     "qa_f1": qa_f1,
     "qa_f1_zh": qa_f1_zh,
@@ -118,6 +130,12 @@ METRICS: dict[str, Metric] = {
     "word_recall": word_recall,
     "match_part": match_part,
     "match_all": match_all,
+    "char_f1": char_f1,
+    "rouge_lsum": rouge_lsum,
+    **infinitebench.RULES,
+    **scbench.RULES,
+    **longbench_v2.RULES,
+    "last_number": last_number,
 }
 
 
@@ -160,6 +178,10 @@ def _english_tokens(text: str) -> list[str]:
 def _chinese_tokens(text: str) -> list[str]:
     words = (word.lower().translate(ASCII_PUNCTUATION).translate(CHINESE_PUNCTUATION) for word in _jieba().cut(text))
     return [word for word in ("".join(word.split()) for word in words) if word]
+
+
+def _characters(text: str) -> list[str]:
+    return list("".join(text.lower().translate(ASCII_PUNCTUATION).translate(CHINESE_PUNCTUATION).split()))
 
 
 def _paragraph(pattern: str, truth: str) -> str:

@@ -22,6 +22,7 @@ MARKERS = "osD^vPX<>hp*"
 # Stand for the text's and the lines' colour until the page says what they are.
 INK, FAINT = "#010203", "#040506"
 SIZE = (5.0, 4.0)
+LINE = 0.19  # inches a line of the legend
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,23 @@ def draw(plot: Plot) -> Figure:
             _series(axes, [p for p in plot.points if p.method == method], number)
         _axes(axes, plot)
         if plot.points:
-            legend = figure.legend(loc="outside lower center", ncols=4, frameon=False, labelcolor=INK, handlelength=1.6)
-            for text in legend.get_texts():
-                text.set_parse_math(False)  # a name with two dollar signs is a name
+            _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """The methods' names below, in as many columns as there is room for; the figure grows by more than two lines."""
+    for columns in range(4, 0, -1):
+        legend = figure.legend(
+            loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, handlelength=1.6
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a name with two dollar signs is a name
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    num_lines = -(-len(legend.get_texts()) // columns)
+    figure.set_size_inches(SIZE[0], SIZE[1] + LINE * max(0, num_lines - 2))
 
 
 def _series(axes: Axes, points: Sequence[Point], number: int) -> None:

@@ -30,6 +30,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "error": _TEXT + _NONE,
     "seconds": _NUMBER + _NONE,
     "context_sha": _TEXT + _NONE,
+    "turn": _COUNT + _NONE,
+    "groups": (list, *_NONE),
+    "reasoning": _TEXT + _NONE,
 }
 
 
@@ -47,6 +50,9 @@ class Record:
     error: one text that says what went wrong, None for an answered sample.
     seconds: wall time of the whole sample.
     context_sha: hash of the context's text; samples about one document share it. None where it was not recorded.
+    turn: number of the question among those about its context, from 1; None where a row has one question.
+    groups: the parts of the task that the sample counts for besides the whole; None for none.
+    reasoning: what was said to the prompt, where the prediction answers a second one behind it.
 
     Raises ValueError for ill-typed fields, a score outside 0-1, and what is neither an answer nor a failure.
     """
@@ -64,6 +70,9 @@ class Record:
     error: str | None
     seconds: float | None
     context_sha: str | None = None
+    turn: int | None = None
+    groups: list[str] | None = None
+    reasoning: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

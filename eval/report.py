@@ -41,6 +41,7 @@ def rows(work: Work, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     budget = "none" if scores["budget"] is None else f"{scores['budget']}, sink {work.job.settings.sink} on top"
     return [
         ("score", f"{_score(scores)} · {scores['metric']}, n={scores['n']} of {scores['n_expected']}"),
+        *((f"  by {kind[:-1]}", _parts(scores[kind])) for kind in ("turns", "groups") if scores.get(kind)),
         ("budget", f"{budget} · protocol {scores['protocol']}"),
         ("tokens attended", f"{_number(cost['attended_tokens']['mean'])} a step and KV head"),
         ("bytes resident", f"{_bytes(cost['resident']['device']['mean'])}{share} · store {cost['store'] or '–'}"),
@@ -48,7 +49,12 @@ def rows(work: Work, scores: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("bytes moved a step", f"{_bytes(moved['device']['mean'])}, host link {_bytes(moved['host']['mean'])}"),
         ("TTFT, TT2T", f"{_seconds(cost['ttft_s']['median'])}, {_seconds(cost['tt2t_s']['median'])} (median)"),
         ("TPOT", f"{_seconds(cost['tpot_s']['median'])} median, {_seconds(cost['tpot_s']['p90'])} p90"),
+        *([("  steps", cost["decode"])] if cost.get("decode") not in (None, "eager") else []),
     ]
+
+
+def _parts(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    return " · ".join(f"{name}: {part['score']:.1f}, n={part['n']}" for name, part in parts.items())
 
 
 def warnings(scores: Mapping[str, Any]) -> list[str]:

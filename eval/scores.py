@@ -44,6 +44,8 @@ def derive(header: Header, records: Mapping[str, Record], ids: Sequence[str]) ->
     score, ci95: 0-100 over the answered samples, rounded as LongBench does; null where there is none. A failed or
         missing sample is not scored as 0, it is counted, and whoever prints the score must look at these counts.
     n, failed, missing: answered, failed and not yet asked samples; they add up to n_expected.
+    turns: score, ci95 and n of the first, second ... question of each row, null where rows have one question.
+    groups: the same of each part of the task that samples name, null where they name none.
     buckets: LongBench-E only: score, ci95 and n of each length bucket, null where it is empty.
     ledger: see `summarise`; seconds, bytes and tokens over the answered samples.
 
@@ -64,6 +66,8 @@ def derive(header: Header, records: Mapping[str, Record], ids: Sequence[str]) ->
         "missing": len(ids) - len(found),
         "dense_short": sum(record.dense_short for record in answered),
         "truncated": sum(record.truncated for record in answered),
+        "turns": _turns(answered),
+        "groups": _groups(answered),
         "buckets": _buckets(answered) if header.e else None,
         "ledger": summarise([record.ledger for record in answered]),
     }
@@ -87,10 +91,22 @@ def _interval(records: Sequence[Record]) -> list[float] | None:
 
 def _buckets(records: Sequence[Record]) -> dict[str, Any]:
     official = score_buckets(_scores(records), [record.length for record in records])
-    return {name: _bucket(score, [r for r in records if bucket(r.length) == name]) for name, score in official.items()}
+    return {name: _part_of(score, [r for r in records if bucket(r.length) == name]) for name, score in official.items()}
 
 
-def _bucket(score: float | None, records: Sequence[Record]) -> dict[str, Any] | None:
+def _turns(records: Sequence[Record]) -> dict[str, Any] | None:
+    numbers = sorted({record.turn for record in records if record.turn is not None})
+    parts = {str(number): [record for record in records if record.turn == number] for number in numbers}
+    return {name: _part_of(score_task(_scores(part)), part) for name, part in parts.items()} or None
+
+
+def _groups(records: Sequence[Record]) -> dict[str, Any] | None:
+    names = sorted({name for record in records for name in record.groups or ()})
+    parts = {name: [record for record in records if name in (record.groups or ())] for name in names}
+    return {name: _part_of(score_task(_scores(part)), part) for name, part in parts.items()} or None
+
+
+def _part_of(score: float | None, records: Sequence[Record]) -> dict[str, Any] | None:
     return None if score is None else {"score": score, "ci95": _interval(records), "n": len(records)}
 
 
@@ -102,7 +118,7 @@ def summarise(ledgers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     moved: bytes a decode step reads, by part; `device` is KV + index, `host` what crosses the host link.
     ttft_s, tt2t_s, prefill_s, build_s, wait_s: seconds a sample.
     tpot_s: median and p90 seconds over all decode steps of all samples, n steps.
-    store: "real", "simulated", or "mixed".
+    store: "real", "simulated", or "mixed". decode: how steps were done, and why not as asked; all ways that there were.
     """
     return {
         "attended_tokens": _summary(ledgers, _part("attended_mean")),
@@ -120,6 +136,7 @@ def summarise(ledgers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **{name: _summary(ledgers, _part(name)) for name in ("ttft_s", "tt2t_s", "prefill_s", "build_s", "wait_s")},
         "tpot_s": _steps([step for ledger in ledgers for step in ledger.get("tpot_s") or ()]),
         "store": _store(ledgers),
+        "decode": "; ".join(sorted({str(ledger["decode"]) for ledger in ledgers if "decode" in ledger})) or None,
     }
 
 

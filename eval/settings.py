@@ -24,6 +24,7 @@ class Settings:
     dtype: Literal["auto", "float32", "float16", "bfloat16"]
     device: str
     prefill_chunk: int
+    decode: Literal["eager", "static", "graph"]
     truncate: bool
     fuzz: Literal["difflib", "levenshtein"]
     seed: int

@@ -49,7 +49,7 @@ def guessed(work: Work, sample: Sample) -> Length:
 
 def num_bytes(work: Work, sample: Sample) -> int:
     """UTF-8 bytes of a prompt without its chat wrapper; unlike characters they count Chinese and English alike."""
-    return len((work.task.prompt + sample.context + sample.input).encode("utf-8", "replace"))
+    return len((work.task.prompt + work.task.answer_prefix + sample.context + sample.input).encode("utf-8", "replace"))
 
 
 def num_tokens(work: Work, samples: Sequence[Sample], known: Sequence[Size]) -> float:

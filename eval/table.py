@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data import miniature
 from eval.anchors import protocol_of
+from eval.cost import QUANTITIES, Cost, costs, over_tasks
 from eval.job import Job, Rows, prepare
 from eval.lookup import complete, num_rows, rows_of, source_of
 from eval.paired import Estimate, Scored, average, mean, scored
@@ -24,6 +25,7 @@ class TableSpec:
     task_sets: sets of this table's own, besides those of `eval.task_sets`.
     published: file of `data/published` that holds the scores to compare with; None: there are none.
     tolerance: points that ours may differ by, even where the published score is outside of our interval.
+    costs: keys of `eval.cost.QUANTITIES`; each is a column, of means over all tasks of the row.
     differences: what the paper did otherwise than this experiment does.
     """
 
@@ -33,6 +35,7 @@ class TableSpec:
     arxiv: str | None = None
     published: str | None = None
     tolerance: float = 0.0
+    costs: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -40,6 +43,9 @@ class TableSpec:
             raise ValueError(f"table.tolerance={self.tolerance} is out of range: give 0 or more points")
         if taken := sorted({*self.task_sets} & {*TASK_SETS, *MINIATURE_SETS}):
             raise ValueError(f"table.task_sets: {', '.join(taken)} has a meaning already; give another name")
+        known = [quantity.key for quantity in QUANTITIES]
+        if unknown := [key for key in self.costs if key not in known]:
+            raise ValueError(f"table.costs: {', '.join(unknown)} is unknown; allowed are {', '.join(known)}")
 
     @property
     def sets(self) -> dict[str, tuple[str, ...]]:
@@ -64,6 +70,7 @@ class Cell:
     estimate: None where the cell is refused, and `refusal` then says why.
     whole: all rows of the task, as LongBench published them, were asked.
     num_dense: samples that the method left alone, as their prompts were within the budget: a full cache's scores.
+    costs: by key of `eval.cost.QUANTITIES`; empty where the cell is refused.
     """
 
     label: str
@@ -80,6 +87,7 @@ class Cell:
     num_dense: int = 0
     samples: tuple[Scored, ...] = ()
     run: str = ""
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @property
     def row(self) -> tuple[str, str]:
@@ -103,7 +111,7 @@ def cells(asked: Sequence[Asked], averages: Mapping[str, Sequence[str]]) -> list
     """
     found: dict[tuple[str, str, str], Cell] = {}
     runs: dict[Path, tuple[str, str, str]] = {}
-    rows: dict[tuple[object, str], Rows] = {}  # read once for all rows of the table
+    rows: dict[tuple[object, str], Rows | Exception] = {}  # read once for all rows of the table
     for wanted in asked:
         cell, folder = examine(wanted, rows)
         key = (*cell.row, cell.task)
@@ -130,7 +138,7 @@ def _require_alike(found: Sequence[Cell]) -> None:
             raise ValueError(f"the experiment mixes {what} ({', '.join(sorted(kinds))}); a table has one: split it")
 
 
-def examine(asked: Asked, rows: dict[tuple[object, str], Rows]) -> tuple[Cell, Path | None]:
+def examine(asked: Asked, rows: dict[tuple[object, str], Rows | Exception]) -> tuple[Cell, Path | None]:
     """A cell as its records have it, and its run's folder; what it lacks is its refusal, never an error."""
     job, free = asked.job, asked.job.method.kind == "none"
     small = source_of(job) in miniature.DENSITY
@@ -146,10 +154,7 @@ def examine(asked: Asked, rows: dict[tuple[object, str], Rows]) -> tuple[Cell, P
     }
     folder = None
     try:
-        known = (job.task, source_of(job))
-        if known not in rows:
-            rows[known] = rows_of(job)
-        work = prepare(job, rows[known])
+        work = prepare(job, _rows(job, rows))
         folder = work.folder
         records = complete(work)
     except (ValueError, OSError) as error:
@@ -157,9 +162,23 @@ def examine(asked: Asked, rows: dict[tuple[object, str], Rows]) -> tuple[Cell, P
     samples = scored(job.task.file_name, records)
     whole = len(samples) == num_rows(work) and work.dataset.official is not False
     num_dense = sum(record.dense_short for record in records.values())
-    return Cell(
-        **about, estimate=mean(samples), whole=whole, num_dense=num_dense, samples=samples, run=folder.name
-    ), folder
+    spent = costs({job.task.file_name: list(records.values())})
+    found = Cell(**about, estimate=mean(samples), whole=whole, num_dense=num_dense, samples=samples, costs=spent)
+    return replace(found, run=folder.name), folder
+
+
+def _rows(job: Job, known: dict[tuple[object, str], Rows | Exception]) -> Rows:
+    """The rows of a job, or why there are none, which may take a network a while to say: once for all arms."""
+    key = (job.task, source_of(job))
+    if key not in known:
+        try:
+            known[key] = rows_of(job)
+        except (ValueError, OSError) as error:
+            known[key] = error
+    found = known[key]
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _averages(found: Sequence[Cell], averages: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
@@ -184,7 +203,8 @@ def averaged(name: str, tasks: Sequence[str], of_task: Mapping[str, Cell]) -> Ce
     samples = {task: cell.samples for task, cell in members.items()}
     whole = all(cell.whole for cell in members.values())
     num_dense = sum(cell.num_dense for cell in members.values())
-    return Cell(**about, task=name, estimate=average(samples), whole=whole, num_dense=num_dense)
+    spent = over_tasks([cell.costs for cell in members.values()])
+    return Cell(**about, task=name, estimate=average(samples), whole=whole, num_dense=num_dense, costs=spent)
 
 
 def compare(found: Sequence[Cell], published: Sequence[Published], tolerance: float) -> list[Line]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval import table_costs
 from eval.paired import Estimate
 from eval.table import Cell, Line, TableSpec
 
@@ -31,7 +32,7 @@ class Section:
 def sections(spec: TableSpec, lines: Sequence[Line]) -> list[Section]:
     """The parts in reading order: scores, comparison, what is refused, what the paper did otherwise."""
     cells = [line.cell for line in lines]
-    found = [Section(f"{spec.title} · {about(cells)}", *scores(cells))]
+    found = [Section(f"{spec.title} · {about(cells)}{table_costs.note(spec)}", *scores(spec, cells))]
     if not cells[0].miniature:
         found.append(comparison(lines))
     found.append(Section("Refused: neither shown nor averaged", *refusals(cells)))
@@ -59,12 +60,17 @@ def about(cells: Sequence[Cell]) -> str:
     return f"{where} · {samples} samples a task · scores 0-100 with 95 % intervals{dense}"
 
 
-def scores(cells: Sequence[Cell]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """One row for each label and setting, one column for each task and average."""
+def scores(spec: TableSpec, cells: Sequence[Cell]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """One row for each label and setting, one column for each task and average, then those of the costs."""
     columns = list(dict.fromkeys(cell.task for cell in cells))
-    at = {(*cell.row, cell.task): cell for cell in cells}
-    rows = [(*row, *(score(at.get((*row, name))) for name in columns)) for row in dict.fromkeys(c.row for c in cells)]
-    return ("method", "budget", *columns), tuple(rows)
+    by_row: dict[tuple[str, str], dict[str, Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.row, {})[cell.task] = cell
+    rows = [
+        (*row, *(score(of.get(name)) for name in columns), *table_costs.spent(spec, list(of.values()), REFUSED))
+        for row, of in by_row.items()
+    ]
+    return ("method", "budget", *columns, *table_costs.header(spec)), tuple(rows)
 
 
 def score(cell: Cell | None) -> str:
@@ -200,7 +206,7 @@ def _tex(text: str) -> str:
 def csv_text(lines: Sequence[Line]) -> str:
     """One line a cell, refused ones with empty scores; tables of generated rows have no published columns."""
     small = lines[0].cell.miniature
-    columns = {**OURS, **({} if small else PUBLISHED), **ORIGIN}
+    columns = {**OURS, **table_costs.COLUMNS, **({} if small else PUBLISHED), **ORIGIN}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -1,4 +1,4 @@
-"""Named sets of tasks: an average says which one it is over."""
+"""Named sets of tasks: an average says which one it is over, and `task=` takes their names."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ CATEGORIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _KV16 = tuple(task for tasks in CATEGORIES.values() for task in tasks)
+CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
+RULER = (
+    *("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
+    *("niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2"),
+)
+INFINITEBENCH = (
+    *("passkey", "number_string", "kv_retrieval"),
+    *("longbook_sum_eng", "longbook_qa_eng", "longbook_choice_eng", "longbook_qa_chn", "longdialogue_qa_eng"),
+    *("math_find", "math_calc", "code_run", "code_debug"),
+)
 TASK_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         # What PQCache (arXiv 2407.12820) runs: no code task.
@@ -26,7 +36,16 @@ TASK_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         # What PyramidKV, AdaKV and most papers on KV caches average over.
         "kv16": _KV16,
         **CATEGORIES,
+        # All of LongBench (arXiv 2308.14508), and all of RULER (arXiv 2404.06654).
+        "longbench_21": (*_KV16, *CHINESE),
+        "ruler_13": RULER,
+        # All of InfiniteBench (arXiv 2402.13718).
+        "infinitebench": INFINITEBENCH,
     }
+)
+# What `task=` takes besides single tasks. The first two are other names of sets that tables name by their papers.
+SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"longbench_14": TASK_SETS["pqcache14"], "longbench_16": TASK_SETS["kv16"], **TASK_SETS}
 )
 # How the miniature's tasks are solved: one look-up, several, or a count over the whole context. Never LongBench.
 MINIATURE_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -42,7 +61,7 @@ MINIATURE_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def task_set(name: str) -> tuple[str, ...]:
     """The tasks of a set, miniature ones included. Raises ValueError that lists the names."""
-    known = {**TASK_SETS, **MINIATURE_SETS}
+    known = {**TASK_SETS, **SUITES, **MINIATURE_SETS}
     if name not in known:
         raise ValueError(f"task set {name} is unknown; allowed are {', '.join(known)}")
     return known[name]

@@ -11,13 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from methods.store import KVStore, ResidentStore
+
+if TYPE_CHECKING:
+    from methods.fixed import FixedStep
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class ModelFacts:
 
     windows: for each layer its sliding window in tokens, None for full attention.
     rope_scaled: whether the rotary tables carry an attention factor other than 1 (YaRN), which un-rotating would lose.
+    fingerprint: 16 hex digits of its weights, for methods that were trained for one model; "" where those are not here.
     """
 
     name: str
@@ -55,6 +59,7 @@ class ModelFacts:
     windows: tuple[int | None, ...]
     rope_scaled: bool = False
     has_rope: bool = True
+    fingerprint: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,13 @@ class Index:
         """Numbers worth a line in the record: what was adapted, how a cache did."""
         return {}
 
+    def fixed(self, room: int) -> FixedStep | None:
+        """All later steps, at most `room`, in fixed shapes (for CUDA graphs), or None where there is no such form.
+
+        Index and store are given up to it. Called when the prompt is stored and `ready`.
+        """
+        return None
+
 
 class Speed(ABC):
     """What the engine measures for `Method.calibrate`: methods contain no timers.
@@ -213,11 +225,14 @@ class Method(ABC):
 
     The first properties state what engine and audit must know; a ClassVar or, where it depends on a parameter, a
     property overrides them. observes: whether `Index.observe` wants the attention weights. exact: whether K and V are
-    read as the model made them; False where they are merged, so that nothing can be compared with exact attention.
+    read as the model made them; False where they are merged or less of them is kept, so that nothing can be compared
+    with exact attention. lossless: whether a budget that holds everything gives full attention; False where K and V
+    lose something all the same.
     """
 
     observes: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
 
     @property
     def kind(self) -> str:
@@ -269,6 +284,10 @@ class Method(ABC):
     def supports(self, model: ModelFacts) -> str | None:
         """The reason for which a model is refused, or None."""
         return None
+
+    def untrained(self) -> Method:
+        """A copy for any model, with random numbers in place of learned ones: what the conformance kit looks at."""
+        return self
 
     def split(self, total: int, local_share: float) -> tuple[int, int]:
         """(local, middle) tokens, of the same sum."""

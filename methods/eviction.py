@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, Observer, Selection, Step
+from methods.fixed import FixedStep, SlidingSlots
 from methods.scores import WindowSums, pooled, top_k
 from methods.store import EvictingStore, KVStore
 
@@ -50,6 +51,13 @@ class OneShotIndex(Index):
 
     def select(self, step: Step) -> Selection:
         return Selection()
+
+    def fixed(self, room: int) -> FixedStep | None:
+        if self.room:  # more slots than tokens so far: not the case of any prompt that is longer than its budget
+            return None
+        held = self.store.held()
+        k, v, positions = (torch.cat([part[field] for part in held], 1) for field in range(3))  # type: ignore[misc]
+        return SlidingSlots(self.layer, self.budget, k, v, positions, self.oldest)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, Selection, Step
+from methods.fixed import FixedRows, FixedStep
 from methods.scores import top_k
 from methods.store import KVStore
 
@@ -60,28 +61,72 @@ class QuestIndex(Index):
     def select(self, step: Step) -> Selection:
         scores = self.bounds(step.queries[:, 0], self.num_pages(step.end))
         if self.method.scope == "kv_head":
-            # Per query head a softmax over the pages; in logarithms, so that far pages do not tie at 0.
-            shares = scores.log_softmax(-1).unflatten(0, (self.layer.num_kv_heads, -1))
-            scores = shares.logsumexp(1) if self.method.reduce == "sum" else shares.amax(1)
+            scores = self.method.reduced(scores, self.layer)
         pages = top_k(scores, min(step.k // self.page, scores.shape[1]))
         inside = torch.arange(self.page, device=pages.device)
         positions = (pages[..., None] * self.page + inside).flatten(1) + step.sink
         return Selection(positions.masked_fill(positions >= step.end, -1))
 
     def bounds(self, queries: Tensor, num_pages: int) -> Tensor:
-        """What no logit of a page exceeds: sum over channels of max(q·low, q·high), scaled, float32 [H,p]; q [H,D]."""
+        """Of the first pages, float32 [H,p]; they are read."""
         low, high = self.low[:, :num_pages], self.high[:, :num_pages]
         self.store.traffic.scan(low, high)
-        grouped = queries.float().unflatten(0, (self.layer.num_kv_heads, -1))
-        out = grouped.clamp(min=0) @ high.float().mT + grouped.clamp(max=0) @ low.float().mT
-        out = out.flatten(0, 1) * self.layer.scale
-        return out if self.layer.softcap is None else self.layer.softcap * torch.tanh(out / self.layer.softcap)
+        return bounds(queries, low, high, self.layer)
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         return [("index", self.low), ("index", self.high)]
 
     def notes(self) -> Mapping[str, float]:
         return {"page_tokens": self.page}
+
+    def fixed(self, room: int) -> FixedStep | None:
+        return FixedQuest(self, room) if self.method.scope == "kv_head" else None
+
+
+class FixedQuest(FixedRows):
+    """The same with pages for all tokens to come."""
+
+    def __init__(self, index: QuestIndex, room: int) -> None:
+        super().__init__(index.layer, index.budget, index.store.held(), room)
+        self.method, self.page = index.method, index.page
+        index._make_room(index.num_pages(self.k.shape[1]))
+        self.low, self.high = index.low, index.high
+        self.number = torch.arange(self.low.shape[1], device=self.layer.device)
+        self.inside = torch.arange(self.page, device=self.layer.device)
+
+    def extend(self, k: Tensor, v: Tensor, now: Tensor) -> None:
+        page = ((now - self.budget.sink) // self.page).expand_as(k)[:, None]
+        self.low.scatter_reduce_(1, page, k[:, None], "amin")
+        self.high.scatter_reduce_(1, page, k[:, None], "amax")
+
+    def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, None]:
+        end = now - self.budget.local
+        unused = self.number * self.page + self.budget.sink >= end
+        scores = bounds(queries, self.low, self.high, self.layer).masked_fill(unused, -torch.inf)
+        pages = top_k(self.method.reduced(scores, self.layer), self.budget.middle // self.page)
+        positions = (pages[..., None] * self.page + self.inside).flatten(1) + self.budget.sink
+        return positions.masked_fill(positions >= end, -1), None
+
+    def scanned(self, num_tokens: int) -> int:
+        num_pages = -(-max(0, num_tokens - 1 - self.budget.local - self.budget.sink) // self.page)
+        return self.row_bytes(num_pages)
+
+    def notes(self) -> Mapping[str, float]:
+        return {"page_tokens": self.page}
+
+    def tensors(self) -> Iterable[tuple[str, Tensor]]:
+        return (*super().tensors(), ("index", self.low), ("index", self.high))
+
+
+def bounds(queries: Tensor, low: Tensor, high: Tensor, layer: Layer) -> Tensor:
+    """What no logit of a page exceeds: sum over channels of max(q·low, q·high), scaled, float32 [H,p]; q [H,D].
+
+    NaN for a page without tokens, whose extremes are infinite.
+    """
+    grouped = queries.float().unflatten(0, (layer.num_kv_heads, -1))
+    out = grouped.clamp(min=0) @ high.float().mT + grouped.clamp(max=0) @ low.float().mT
+    out = out.flatten(0, 1) * layer.scale
+    return out if layer.softcap is None else layer.softcap * torch.tanh(out / layer.softcap)
 
 
 def page_size(wish: int, middle: int) -> int:
@@ -109,6 +154,13 @@ class Quest(Method):
     @property
     def spread(self) -> str:
         return "q_head" if self.scope == "q_head" else "head"
+
+    def reduced(self, scores: Tensor, layer: Layer) -> Tensor:
+        """What pages promise a group [G,p], from the bounds [H,p] of its query heads."""
+        # Per query head a softmax over the pages; in logarithms, so that far pages do not tie at 0.
+        shares = scores.log_softmax(-1).unflatten(0, (layer.num_kv_heads, -1))
+        out: Tensor = shares.logsumexp(1) if self.reduce == "sum" else shares.amax(1)
+        return out
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
         return QuestIndex(layer, store, budget, self)

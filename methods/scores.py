@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Layer, Observer
+from methods.base import Layer, Observer, Rest
 
 MAX_ELEMENTS = 1 << 25  # float32 logits held at once by a block-wise pass: 128 MiB
 
@@ -57,21 +57,42 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     found first, and what equals it is taken from the left.
     """
     n = scores.shape[-1]
+    if k < n and scores.is_cuda and scores.dim() == 2 and scores.dtype == torch.float32:
+        from methods.kernels.topk import top_k as kernel
+
+        return kernel(scores, k)
+    everywhere = torch.arange(n, device=scores.device).expand_as(scores)
     if k >= n:
-        return torch.arange(n, device=scores.device).expand(*scores.shape[:-1], n)
-    threshold = scores.topk(max(k, 1), dim=-1).values[..., -1:]
+        return everywhere
+    threshold = scores.topk(max(k, 1), dim=-1, sorted=False).values.amin(-1, keepdim=True)
     above = scores > threshold
     equal = scores == threshold
     spare = k - above.sum(-1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(-1) <= spare))
-    # Exactly k are chosen in each row: a stable sort brings them first and keeps their order.
-    return (~chosen).to(torch.int8).argsort(dim=-1, stable=True)[..., :k]
+    # Exactly k are chosen in each row: each moves to its rank, the others to a column that is cut off again. No sort,
+    # and no shape that depends on numbers, so that a CUDA graph can capture it.
+    place = torch.where(chosen, chosen.cumsum(-1) - 1, k)
+    # What is not a number is above nothing: the first positions then stand where too few are chosen.
+    return everywhere[..., : k + 1].clone().scatter_(-1, place, everywhere)[..., :k]
 
 
 def lightest(scores: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
     """Position [G,1] of the lowest score [G,r] where `allowed`; equal scores: the higher position goes."""
     ranks = scores.masked_fill(~allowed, torch.inf)
     return positions.masked_fill(ranks > ranks.amin(1, keepdim=True), -1).amax(1, keepdim=True)
+
+
+def merged(y: Tensor, lse: Tensor, rest: Rest) -> Tensor:
+    """The read part y [H,m,D], whose softmax has the log-sum-exp lse [H,m], and what stands in for the rest."""
+    if rest.mass is not None:
+        share = rest.mass
+    else:
+        assert rest.lse is not None
+        share = torch.sigmoid(lse - rest.lse)
+    out = share[..., None] * y.float()
+    if rest.value is not None:
+        out = out + (1.0 - share[..., None]) * rest.value.float()
+    return out.to(y.dtype)
 
 
 def row_blocks(num_rows: int, num_columns: int, num_heads: int) -> list[tuple[int, int]]:
@@ -106,6 +127,12 @@ class ColumnSums(Observer):
         n = keys.shape[1]
         old, self.sums = self.sums, torch.zeros(queries.shape[0], n, dtype=torch.float64, device=keys.device)
         self.sums[:, : old.shape[-1]] = old.to(keys.device)
+        if keys.is_cuda:
+            from methods.kernels.columns import column_sums
+
+            scale, softcap = self.layer.scale, self.layer.softcap
+            self.sums += column_sums(queries, keys, lse, start, self.window, scale, softcap)
+            return
         for a, b in row_blocks(queries.shape[1], n, queries.shape[0]):
             last = start + b
             first = 0 if self.window is None else max(0, start + a - self.window + 1)
@@ -143,6 +170,28 @@ class WindowSums(Observer):
         self.queries = torch.cat([self.queries, queries[:, -self.window :]], 1)[:, -self.window :]
 
     def finish(self, keys: Tensor, values: Tensor) -> Tensor:
+        half = keys.dtype in (torch.float16, torch.bfloat16) and keys.shape[2] % 8 == 0
+        fits = keys.is_cuda and half and self.layer.softcap is None
+        sums = self.fused(keys) if fits else self.plain(keys)
+        if self.reduce == "sum":
+            return group_sum(sums, self.layer.num_kv_heads)
+        highest: Tensor = sums.unflatten(0, (self.layer.num_kv_heads, -1)).amax(1)
+        return highest
+
+    def fused(self, keys: Tensor) -> Tensor:
+        """The sums [H,n] on a GPU: float32 logits of a long prompt are never in memory."""
+        from methods.kernels.columns import column_sums
+
+        queries, layer = self.queries.contiguous(), self.layer
+        # torch's flash attention tells the log-sum-exp; its causal mask is aligned to the last key. V is not used.
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        total = flash(queries[None], keys[None], keys[None], 0.0, True, scale=layer.scale)[1][0]
+        if layer.sinks is not None:
+            total = torch.logaddexp(total, layer.sinks.float()[:, None].expand_as(total))
+        return column_sums(queries, keys, total.contiguous(), keys.shape[1] - queries.shape[1], None, layer.scale, None)
+
+    def plain(self, keys: Tensor) -> Tensor:
+        """The sums [H,n], block of queries by block."""
         n, num_rows = keys.shape[1], self.queries.shape[1]
         column = torch.arange(n, device=keys.device)
         sums = torch.zeros(self.layer.num_heads, n, device=keys.device)
@@ -150,7 +199,4 @@ class WindowSums(Observer):
             row = column[n - num_rows + a : n - num_rows + b, None]
             score = logits(self.queries[:, a:b], keys, self.layer).masked_fill_(column > row, -torch.inf)
             sums += attention(score, self.layer).sum(1)
-        if self.reduce == "sum":
-            return group_sum(sums, self.layer.num_kv_heads)
-        highest: Tensor = sums.unflatten(0, (self.layer.num_kv_heads, -1)).amax(1)
-        return highest
+        return sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -42,11 +42,15 @@ class Traffic:
 
 
 class Part(NamedTuple):
-    """A stretch of a store as it lies: k, v [G,r,D]; positions [G,r] with -1 on empty slots."""
+    """A stretch of a store as it lies: k, v [G,r,D]; positions [G,r] with -1 on empty slots.
+
+    whole: known to have no empty slot.
+    """
 
     k: Tensor
     v: Tensor
     positions: Tensor
+    whole: bool = False
 
 
 class KVStore(ABC):
@@ -154,10 +158,10 @@ class ResidentStore(KVStore):
         position = self.positions()
         parts = []
         if num_prefix:
-            parts.append(Part(self.prefix_k, self.prefix_v, position[:, :num_prefix]))
+            parts.append(Part(self.prefix_k, self.prefix_v, position[:, :num_prefix], True))
         if self.num_tail:
             tail = slice(0, self.num_tail)
-            parts.append(Part(self.tail_k[:, tail], self.tail_v[:, tail], position[:, num_prefix:]))
+            parts.append(Part(self.tail_k[:, tail], self.tail_v[:, tail], position[:, num_prefix:], True))
         for part in parts:
             self.count_rows(part.k, part.v)
         return parts
@@ -191,9 +195,15 @@ class EvictingStore(KVStore):
         self.slots = torch.arange(k.shape[1], device=k.device).repeat(k.shape[0], 1)
         self.owned = False
         self.num_free = 0  # free slots that every head has for certain
+        # Told, before tokens are freed: k, v [G,r,D] and bool [G,r], which of them go.
+        self.leaving: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
     def keep(self, positions: Tensor) -> None:
         assert not self.owned, "keep is said once, at the end of the prefill"
+        if self.leaving is not None:
+            # -1 pads fall on a column of their own, which is cut off again.
+            gone = torch.ones(positions.shape[0], self.k.shape[1] + 1, dtype=torch.bool, device=positions.device)
+            self.leaving(self.k, self.v, gone.scatter_(1, positions + 1, False)[:, 1:])
         rows = positions.clamp(min=0)
         self.k, self.v = pick(self.k, rows), pick(self.v, rows)
         self.slots = positions.clone()
@@ -222,7 +232,11 @@ class EvictingStore(KVStore):
             self.owned = True
 
     def drop(self, positions: Tensor) -> None:
-        gone = (self.slots[:, :, None] == positions[:, None, :]).any(-1) & (self.slots >= 0)
+        found = (self.slots[:, :, None] == positions[:, None, :]) & (self.slots >= 0)[:, :, None]
+        if self.leaving is not None:
+            slot = found.to(torch.int8).argmax(1)
+            self.leaving(pick(self.k, slot), pick(self.v, slot), found.any(1))
+        gone = found.any(-1)
         self.slots = self.slots.masked_fill(gone, -1)
         self.owned = True
 
@@ -262,6 +276,9 @@ class MaskedStore(ResidentStore):
 
     def drop(self, positions: Tensor) -> None:
         self._mark(positions, False)
+
+    def held(self) -> list[Part]:
+        return [part._replace(whole=False) for part in super().held()]
 
     def positions(self) -> Tensor:
         return super().positions().masked_fill(~self.visible, -1)

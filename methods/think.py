@@ -2,157 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from methods.base import Budget, Index, Layer, Method, Observer, Selection, Step
-from methods.scores import group_sum, top_k
-from methods.store import KVStore, Part, ResidentStore, pick
-
-
-class QueryEnergy(Observer):
-    """Mean square of each channel of the last `window` prompt queries, and over a group's heads: float32 [G,D].
-
-    A shorter prompt counts all its queries.
-    """
-
-    def __init__(self, layer: Layer, window: int) -> None:
-        self.layer = layer
-        self.window = window
-        self.queries = torch.zeros(layer.num_heads, 0, layer.head_dim, dtype=layer.dtype, device=layer.device)
-
-    @property
-    def key(self) -> Hashable:
-        return ("query_energy", self.window)
-
-    def see(self, queries: Tensor, keys: Tensor, lse: Tensor | None, start: int) -> None:
-        # A chunk's last rows are copied by the joining: a view would hold the whole chunk in memory.
-        self.queries = torch.cat([self.queries, queries[:, -self.window :]], 1)[:, -self.window :]
-
-    def finish(self, keys: Tensor, values: Tensor) -> Tensor:
-        return group_sum(mean_square(self.queries), self.layer.num_kv_heads) / self.layer.group
-
-
-def mean_square(rows: Tensor) -> Tensor:
-    """Over the tokens of rows [..,n,D]: float32 [..,D]."""
-    return rows.float().square().mean(-2)
-
-
-class NarrowStore(KVStore):
-    """Everything stays on the device, but the keys of old tokens may have fewer channels than the others.
-
-    k, v: the shared prompt [G,n,D]; tokens of full width, new ones among them, are in `wide`, which counts from the
-    first of them. Reading puts zeros for the channels that are gone, in temporary memory.
-    """
-
-    def __init__(self, k: Tensor, v: Tensor) -> None:
-        super().__init__()
-        self.wide = ResidentStore(k, v)
-        self.old_k, self.old_v = k[:, :0].clone(), v[:, :0].clone()
-        self.channels = torch.zeros(k.shape[0], 0, dtype=torch.int16, device=k.device)  # of old_k [G,o,c]: [G,c]
-
-    @property
-    def num_old(self) -> int:
-        """Tokens whose keys are narrow; they come first."""
-        return self.old_k.shape[1]
-
-    def narrow(self, channels: Tensor, num_old: int) -> None:
-        """Keep only channels [G,c], ascending, of the keys of the first `num_old` prompt tokens. Said once."""
-        k, v = self.wide.prefix_k, self.wide.prefix_v
-        self.channels = channels.to(torch.int16)
-        self.old_k = k[:, :num_old].gather(2, channels[:, None].expand(-1, num_old, -1))
-        self.old_v = v[:, :num_old]
-        self.wide = ResidentStore(k[:, num_old:].clone(), v[:, num_old:])
-
-    def append(self, k: Tensor, v: Tensor, start: int) -> None:
-        self.wide.append(k, v, start - self.num_old)
-
-    def held(self) -> list[Part]:
-        parts = [Part(p.k, p.v, p.positions + self.num_old) for p in self.wide.held()]
-        for part in parts:
-            self.count_rows(part.k, part.v)
-        if self.num_old:
-            self.count_rows(self.old_k, self.old_v)
-            self.traffic.scan(self.channels)
-            parts.insert(0, Part(self._widened(self.old_k), self.old_v, self.positions()[:, : self.num_old]))
-        return parts
-
-    def gather(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """As `KVStore.gather`; every row counts as a whole one: which are narrow only the device knows."""
-        rows = positions.clamp(min=0)
-        k, v = self.wide.gather((rows - self.num_old).clamp(min=0))
-        if self.num_old:
-            old, row = (rows < self.num_old)[..., None], rows.clamp(max=self.num_old - 1)
-            k = torch.where(old, self._widened(pick(self.old_k, row)), k)
-            v = torch.where(old, pick(self.old_v, row), v)
-        self.count_rows(k, v)
-        return k, v
-
-    def _widened(self, rows: Tensor) -> Tensor:
-        """Keys [G,r,c] as [G,r,D], with zeros for the channels that are gone."""
-        out = rows.new_zeros(*rows.shape[:2], self.old_v.shape[2])
-        return out.scatter_(2, self.channels.long()[:, None].expand_as(rows), rows)
-
-    def positions(self) -> Tensor:
-        return torch.arange(self.num_old + len(self.wide), device=self.old_k.device).expand(self.old_k.shape[0], -1)
-
-    def tensors(self) -> Iterable[tuple[str, Tensor]]:
-        return (("k", self.old_k), ("v", self.old_v), ("index", self.channels), *self.wide.tensors())
-
-
-class ThinkIndex(Index):
-    """Has the store narrow its keys at the end of the prefill; selects everything."""
-
-    def __init__(self, layer: Layer, store: NarrowStore, budget: Budget, method: Think) -> None:
-        super().__init__(layer, store, budget)
-        self.narrow_store = store
-        self.method = method
-
-    def build(self, seen: Mapping[Hashable, object]) -> None:
-        keys = self.narrow_store.wide.prefix_k
-        num_old, dim = max(0, keys.shape[1] - self.method.recent), self.layer.head_dim
-        num_gone = int(self.method.ratio * dim)
-        energy = seen[self.method.energy(self.layer).key]
-        assert isinstance(energy, Tensor)
-        if num_old and num_gone:
-            scored = keys if self.method.score_on == "all" else keys[:, :num_old]
-            self.narrow_store.narrow(top_k(energy * mean_square(scored), dim - num_gone), num_old)
-
-    def select(self, step: Step) -> Selection:
-        return Selection()
+from methods.base import Budget, Index, Layer, Method, Observer
+from methods.narrow import NarrowIndex, Narrowing, NarrowStore
+from methods.store import KVStore
 
 
 @dataclass(frozen=True)
-class Think(Method):
-    """Nothing is left out; keys of the prompt keep the channels with the largest mean q^2 times mean k^2.
-
-    ratio: share of the channels that go, rounded down; 0 is full attention. recent: latest prompt tokens whose keys
-    stay whole, as those of all new tokens do. window: last prompt queries that say which channels are used, the mean
-    over a group's heads. score_on: keys that are scored, "all" as released or only those that are "pruned".
-    """
+class Think(Narrowing, Method):
+    """Nothing is left out but channels of old keys; with `ratio` 0 it is full attention."""
 
     kind: ClassVar[str] = "none"
-
-    ratio: float = 0.4
-    recent: int = 32
-    window: int = 32
-    score_on: Literal["all", "pruned"] = "all"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"method.ratio={self.ratio}: give the share of the channels that go, 0 or more, below 1")
-        if self.recent < 0:
-            raise ValueError(f"method.recent={self.recent}: give 0 or more tokens")
-        if self.window < 1:
-            raise ValueError(f"method.window={self.window}: give 1 token or more")
-
-    def energy(self, layer: Layer) -> QueryEnergy:
-        """What sees the queries."""
-        return QueryEnergy(layer, self.window)
 
     def observers(self, layer: Layer, budget: Budget) -> tuple[Observer, ...]:
         return (self.energy(layer),)
@@ -162,4 +26,4 @@ class Think(Method):
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
         assert isinstance(store, NarrowStore)
-        return ThinkIndex(layer, store, budget, self)
+        return NarrowIndex(layer, store, budget, self)

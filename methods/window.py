@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, ModelFacts, Selection, Step
+from methods.fixed import FixedStep, SlidingSlots
 from methods.store import EvictingStore, KVStore
 
 
 class WindowIndex(Index):
     """Frees each token that leaves the local window."""
+
+    def __init__(self, layer: Layer, store: KVStore, budget: Budget, method: Window) -> None:
+        super().__init__(layer, store, budget)
+        self.method = method
 
     def build(self, seen: Mapping[Hashable, object]) -> None:
         held = self.store.positions()
@@ -24,6 +29,13 @@ class WindowIndex(Index):
 
     def select(self, step: Step) -> Selection:
         return Selection()
+
+    def fixed(self, room: int) -> FixedStep | None:
+        if self.method.positions == "cache":  # all keys turn at every step
+            return None
+        [held] = self.store.held()
+        oldest = max(self.budget.sink, int(held.positions.max()) + 1 - self.budget.local)
+        return SlidingSlots(self.layer, self.budget, held.k, held.v, held.positions, oldest)
 
     def observe(self, step: Step, positions: Tensor, weights: Tensor) -> None:
         # The next window starts one token later for each new one; early on it still reaches back into the sink.
@@ -67,4 +79,4 @@ class Window(Method):
         return EvictingStore(k, v)
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
-        return WindowIndex(layer, store, budget)
+        return WindowIndex(layer, store, budget, self)

@@ -1,5 +1,8 @@
 """Speed, as ratios measured side by side in one run.
 
+python -m scripts.bench all         # every speed goal with a verdict, within 8 minutes: for a GPU that is lent
+python -m scripts.bench decode model=tiny method=full,quest --lengths 1k,4k  # steps at fixed cache lengths, and floors
+python -m scripts.bench prefill model=tiny method=full,h2o --lengths 1k,2k   # first and second token
 python -m scripts.bench overlap     # PQCache's clustering beside the prefill against one after the other
 python -m scripts.bench kcache --plot docs/kcache.png  # KCache's fetched values against all values read
 python -m scripts.bench sharing     # a sweep with shared prefills against one full run and against single runs
@@ -24,11 +27,13 @@ from engine.generate import Question, Stop, answer
 from engine.load import load
 from engine.model import Model
 from engine.spec import ModelSpec
+from eval.failures import guarded
 from methods.base import Method
 from methods.budget import parse_budget, resolve
 from methods.full import Full
 from methods.pqcache.method import PQCache
 from scripts import payoff, sharing
+from scripts.speed import cli
 
 SMALL = {
     "model_type": "llama",
@@ -43,9 +48,14 @@ SMALL = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status 0."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="Speed, as ratios within one run.")
+    """Exit status 0, and 1 for an error or a goal that was missed."""
+    if argv and argv[0] in cli.COMMANDS:
+        return guarded(lambda: cli.main(argv))
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description=__doc__, formatter_class=form)
     what = parser.add_subparsers(dest="what", required=True)
+    for name, text in cli.HELP.items():
+        what.add_parser(name, help=text.splitlines()[0])
     beside = what.add_parser("overlap", help="PQCache's clustering beside the prefill against one after the other")
     beside.add_argument("--layers", type=int, default=32)
     beside.add_argument("--tokens", type=int, default=8192)

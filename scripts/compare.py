@@ -1,6 +1,7 @@
 """Compares runs: scores with paired differences, what they cost, Pareto plots, and one HTML report.
 
 python -m scripts.compare task=narrativeqa,qasper budget=0.1 --out compared
+python -m scripts.compare --match corm method=snapkv,h2o
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from rich.text import Text
 from eval.asked import asked
 from eval.comparison import Cell, Comparison, Options, columns_of, compare
 from eval.comparison_tables import caption, cost_frame, difference_text, score_text, title, verdict_text
+from eval.matched import Matched, averages, match
 from eval.run_sets import RunSet, group
 from eval.stored import choose, find
 from eval.task_sets import TASK_SETS
@@ -29,7 +31,8 @@ EXAMPLES = """examples:
   python -m scripts.compare                                         # all runs in results/
   python -m scripts.compare model=tiny task=narrativeqa method=h2o,pqcache budget=0.1
   python -m scripts.compare results/tiny/narrativeqa --out compared # all files, report.html among them
-  python -m scripts.compare --baseline 'pqcache 0.1' --html report.html"""
+  python -m scripts.compare --baseline 'pqcache 0.1' --html report.html
+  python -m scripts.compare --match corm method=snapkv,h2o          # budgets of the average that corm attended"""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ def main(argv: Sequence[str]) -> int:
     args = arguments(argv)
     try:
         options = Options(args.baseline, args.margin, args.level)
-        comparisons = compared(wanted(args.what, args.results, args.data), options)
         console = Console(width=None if sys.stdout.isatty() else 1000)
-        for comparison in comparisons:
-            show(console, comparison)
+        asked_for = wanted(args.what, args.results, args.data)
+        if args.match:
+            comparisons = show_matched(console, asked_for, args, options)
+        else:
+            comparisons = compared(asked_for, options)
+            for comparison in comparisons:
+                show(console, comparison)
         for path in save(comparisons, args, argv):
             print(path)
     except (ValueError, OSError) as error:
@@ -75,6 +82,12 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--baseline", default="full", metavar="ROW", help="method or row that all are compared with (full)"
     )
+    parser.add_argument(
+        "--match",
+        metavar="ROW",
+        help="compare with runs that attended as many tokens on average; says how to make them",
+    )
+    parser.add_argument("--unit", choices=("tok", "ratio"), default="tok", help="of --match's budgets (tok)")
     parser.add_argument("--margin", type=float, default=1.0, metavar="POINTS", help="loss that does not matter (1)")
     parser.add_argument("--level", type=float, default=0.95, metavar="SHARE", help="of the intervals (0.95)")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="samples that the report shows a row (5)")
@@ -85,7 +98,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write everything below there")
     for name in (*FILES, "html"):
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def wanted(what: Sequence[str], results: Path, data: str | None) -> Wanted:
@@ -101,12 +114,16 @@ def wanted(what: Sequence[str], results: Path, data: str | None) -> Wanted:
 
 def compared(wanted: Wanted, options: Options) -> list[Comparison]:
     """One comparison for each set of runs that were asked the same. Raises ValueError, in one line."""
+    return [compare_set(run_set, wanted, options) for run_set in sets(wanted, options)]
+
+
+def sets(wanted: Wanted, options: Options) -> tuple[RunSet, ...]:
+    """The sets of runs that were asked the same."""
     if not 0 < options.level < 1 or options.margin <= 0:
         raise ValueError(
             f"--level {options.level:g} --margin {options.margin:g}: a level is within 0-1, a margin above 0"
         )
-    runs = choose(find(wanted.roots), wanted.words, options.baseline)
-    return [compare_set(run_set, wanted, options) for run_set in group(runs, TASK_SETS["kv16"])]
+    return group(choose(find(wanted.roots), wanted.words, options.baseline), TASK_SETS["kv16"])
 
 
 def compare_set(run_set: RunSet, wanted: Wanted, options: Options) -> Comparison:
@@ -142,6 +159,50 @@ def show(console: Console, comparison: Comparison) -> None:
         if samples.problem:
             say(console, f"{task}: {samples.problem}; what was asked is taken from the runs' own scores.json", "yellow")
     console.print()
+
+
+def show_matched(console: Console, wanted: Wanted, args: argparse.Namespace, options: Options) -> list[Comparison]:
+    """The comparisons at equal averages, after the averages themselves and the commands of the runs that lack."""
+    methods = [name for word in wanted.words if word.startswith("method=") for name in word[7:].split(",")]
+    others = replace(wanted, words=tuple(word for word in wanted.words if not word.startswith(("method=", "budget="))))
+    found = [
+        one
+        for run_set in sets(others, options)
+        if (one := match(run_set, args.match, methods, args.unit, wanted.limit, wanted.data, options))
+    ]
+    if not found:
+        raise ValueError(f"--match {args.match}: no run is of that row or method; make one, or see scripts.list runs")
+    for one in found:
+        console.print(plain(averages(one)))
+        for line in dense_notes(one):
+            say(console, line, "yellow")
+        for text in lacking(one, args.results, wanted.limit):
+            say(console, text)
+        show(console, one.comparison)
+    return [one.comparison for one in found]
+
+
+def dense_notes(matched: Matched) -> Iterator[str]:
+    """Where a budget of tokens leaves short prompts alone."""
+    for task, target in matched.targets.items():
+        if target.num_dense:
+            yield (
+                f"{task}: {target.num_dense} of {target.n} prompts are within {target.budget}, so the full cache "
+                "answers them; --unit ratio gives a budget that follows the length"
+            )
+
+
+def lacking(matched: Matched, results: Path, limit: int | None) -> Iterator[str]:
+    """The commands that make the runs that are missing. Raises ValueError for methods that have no budget."""
+    for task, methods in matched.missing.items():
+        if methods:
+            # Only here: a table needs no Hydra.
+            from scripts.reproduce import asking
+
+            more = [] if results == Path("results") else [f"results={results}"]
+            target = matched.targets[task]
+            said = asking(target.run, methods, target.budget, [*more, *([f"limit={limit}"] if limit else [])])
+            yield f"{said.text}{f'  # {said.note}' if said.note else ''}"
 
 
 def _lines(cell: Cell, margin: float) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Lists what there is: methods, tasks, models, experiments, and the runs on disk."""
+"""Lists what there is: methods, tasks, suites of them, models, experiments, and the runs on disk."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from engine.cached import missing_parts
 from eval.records import read_records
 from eval.run_file import Run, read_run
 from eval.scores import SCORES_FILE
+from eval.task_sets import SUITES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NUM_LATEST = 10
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lists: dict[str, Callable[[], None]] = {
         "methods": lambda: print_names(console, "method", "what it does"),
         "tasks": lambda: print_tasks(console),
+        "suites": lambda: print_suites(console),
         "models": lambda: print_models(console),
         "experiments": lambda: print_names(console, "experiment", "what it shows"),
         "runs": lambda: print_runs(console, args.results, None if args.what else NUM_LATEST),
@@ -76,6 +78,12 @@ def print_tasks(console: Console) -> None:
         metric, num_rows, new = (str(node.get(key, "–")) for key in ("metric", "num_rows", "max_new_tokens"))
         rows.append(((name, metric), (num_rows, num_miniature(name, node)), (new,), (says,)))
     show(console, "tasks", groups, rows)
+
+
+def print_suites(console: Console) -> None:
+    """The sets of tasks that `task=` takes as a sweep."""
+    rows = [((name,), (str(len(tasks)),), (", ".join(tasks),)) for name, tasks in SUITES.items()]
+    show(console, "suites", [("task",), ("tasks",), ("which",)], rows)
 
 
 def print_models(console: Console) -> None:
@@ -238,7 +246,7 @@ def say(console: Console, line: str, style: str = "") -> None:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m scripts.list", None, __doc__, EXAMPLES, formatter_class=form)
-    kinds = ("methods", "tasks", "models", "experiments", "runs")
+    kinds = ("methods", "tasks", "suites", "models", "experiments", "runs")
     parser.add_argument("what", nargs="?", choices=kinds, help="one kind only (default: all)")
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where the runs are")
     return parser.parse_args(argv)

@@ -1,6 +1,7 @@
 """Draws the heat maps of runs of task=needle: length to the right, depth downwards, word recall in each cell.
 
-python -m scripts.needle results/tiny/needle/*/* --out needle.png
+python -m scripts.needle --out needle.png                     # all runs of task=needle in results/
+python -m scripts.needle results/sweeps/2026-11-21_12-00-00 --out needle.png   # those of one sweep or experiment
 """
 
 from __future__ import annotations
@@ -19,37 +20,42 @@ from data.base import Needle, Task
 from data.needle import cell_of
 from eval.heat_map import png, write_numbers
 from eval.longbench import postprocess
+from eval.paired import Estimate, Scored, mean
 from eval.recall import match_part, word_recall
-from eval.records import Record, read_records
-from eval.run_file import read_run
+from eval.records import Record
+from eval.run_sets import group
+from eval.stored import Stored, choose, find
+from eval.table_text import interval
+from scripts.compare import Wanted, wanted
 
 
 @dataclass(frozen=True)
 class Grid:
     """One run's cells. recall: [depths, lengths], 0 to 1, NaN where nothing was answered. n: answered samples.
 
-    recall_mean: over all cells, as KVCache-Factory's overall score. phrase_mean: the share of answered samples that
-    hold the phrase. Both None where nothing was answered.
+    word_recall: over all answered samples, as KVCache-Factory's overall score. phrase: the share of them that hold the
+    phrase. In points, with intervals; None where nothing was answered.
     """
 
     title: str
     lengths: Sequence[int]
     depths: Sequence[float]
     recall: np.ndarray
-    recall_mean: float | None
-    phrase_mean: float | None
-    n: int
+    word_recall: Estimate | None
+    phrase: Estimate | None
     num_expected: int
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status 0, or 1 with one line that says why."""
     parser = argparse.ArgumentParser(prog="python -m scripts.needle", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
+    words = "run folders or folders of them, and key=value[,value] words that choose: model, method, budget, …"
+    parser.add_argument("what", nargs="*", metavar="FOLDER | key=value", help=words)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are, without folders")
     parser.add_argument("--out", type=Path, required=True, help="the PNG")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
-        grids = [read_grid(folder) for folder in arguments.runs]
+        grids = read_grids(wanted(arguments.what, arguments.results, None))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_bytes(png(draw(grids)))
     except (ValueError, OSError) as error:
@@ -61,18 +67,27 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_grid(folder: Path) -> Grid:
-    """The cells of a run. Raises ValueError for a run of another task."""
-    run = read_run(folder)
-    needle = typed(Task, run.config["task"], "task").needle
-    if needle is None:
-        raise ValueError(f"{folder} is a run of task {run.task}; give runs of task needle")
-    small = str(run.config["data"]).startswith("miniature")
-    budget = run.config["budget"]
-    parts = (run.model, run.method, "" if budget is None else f"budget {budget}", "miniature" if small else "")
-    return grid_of(
-        needle, scored(run.config["task"], read_records(folder), small), " · ".join(filter(None, parts)), small
-    )
+def read_grids(wanted: Wanted) -> list[Grid]:
+    """One for each row, those without a budget first. Raises ValueError where there is no run of a needle task."""
+    found = find(wanted.roots)
+    runs = [run for run in found if run.run.config["task"].get("needle")]
+    if not runs:
+        raise ValueError(f"found are runs of {', '.join(sorted({run.run.task for run in found}))}; give some of needle")
+    try:
+        sets = group(choose(runs, wanted.words, baseline=""))
+    except ValueError as error:
+        raise ValueError(f"{error}, or give run folders, or the folder of one sweep") from None
+    return [read_grid(run, row.label) for one in sets for row in one.rows for run in row.runs.values()]
+
+
+def read_grid(run: Stored, label: str) -> Grid:
+    """The cells of a run."""
+    config = run.run.config["task"]
+    needle = typed(Task, config, "task").needle
+    assert needle is not None
+    small = str(run.run.config["data"]).startswith("miniature")
+    title = " · ".join(filter(None, (run.run.model, label, "miniature" if small else "")))
+    return grid_of(needle, scored(config, run.records, small), title, small)
 
 
 def scored(config: Mapping[str, object], records: Mapping[str, Record], small: bool) -> dict[str, tuple[float, float]]:
@@ -105,27 +120,31 @@ def grid_of(needle: Needle, scores: Mapping[str, tuple[float, float]], title: st
         lengths,
         depths,
         recall,
-        float(np.nanmean(recall)) if scores else None,
-        float(np.mean([phrase for _, phrase in scores.values()])) if scores else None,
-        len(scores),
+        estimated([share for share, _ in scores.values()]),
+        estimated([phrase for _, phrase in scores.values()]),
         len(lengths) * len(depths) * needle.repeats,
     )
 
 
-def said(grid: Grid) -> str:
-    """Both scores, 0 to 100, and how many samples they are over."""
-    if grid.recall_mean is None or grid.phrase_mean is None:
+def estimated(values: Sequence[float]) -> Estimate | None:
+    """The mean of numbers from 0 to 1."""
+    return mean([Scored(str(n), "needle", str(n), value) for n, value in enumerate(values)]) if values else None
+
+
+def said(grid: Grid, between: str = ", ") -> str:
+    """Both scores, 0 to 100, with 95 % intervals, and how many samples they are over."""
+    if grid.word_recall is None or grid.phrase is None:
         return f"no answer of {grid.num_expected}"
-    recall, phrase = f"{100 * grid.recall_mean:.1f}", f"{100 * grid.phrase_mean:.1f}"
-    return f"word recall {recall}, phrase {phrase} ({grid.n} of {grid.num_expected} samples)"
+    recall, phrase = (f"{e.value:.1f} {interval(e)}".rstrip() for e in (grid.word_recall, grid.phrase))
+    return f"word recall {recall}{between}phrase {phrase} ({grid.word_recall.n} of {grid.num_expected} samples)"
 
 
 def draw(grids: Sequence[Grid]) -> Figure:
-    """One panel a run, two in a row; grey is not answered."""
-    columns = min(2, len(grids))
+    """One panel a run, two in a row and four of many; grey is not answered."""
+    columns = min(2 if len(grids) <= 4 else 4, len(grids))
     rows = -(-len(grids) // columns)
     width = max(5.0, 0.55 * max(len(grid.lengths) for grid in grids))
-    height = 1.8 + 0.3 * max(len(grid.depths) for grid in grids)
+    height = 2.0 + 0.3 * max(len(grid.depths) for grid in grids)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[len(grids) :]:
@@ -136,7 +155,7 @@ def draw(grids: Sequence[Grid]) -> Figure:
         axes.set_xticks(range(len(grid.lengths)), [str(n) for n in grid.lengths], rotation=45)
         axes.set_yticks(range(len(grid.depths)), [f"{depth:g}" for depth in grid.depths])
         axes.set(xlabel="length (tokens)", ylabel="depth (%)")
-        axes.set_title(f"{grid.title}\n{said(grid)}", fontsize=9)
+        axes.set_title("\n".join((grid.title, said(grid, "\n"))), fontsize=9)
         if len(grid.lengths) <= 12:
             write_numbers(axes, grid.recall, bright=False)
         figure.colorbar(image, ax=axes, label="word recall", shrink=0.9)

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 from configs.arguments import choices, parse
-from configs.compose import compose_config, job
+from configs.compose import compose_config, compose_method, job
 from eval.html_report import Command
-from eval.stored import IGNORED, Stored, flat
+from eval.stored import ARM, IGNORED, Stored, flat
 
 # Keys of a run's config that `eval.job.prepare` adds, and the rows, which are named by what they are.
 DERIVED = ("method_name", "method_source", "data", "data_revision")
@@ -27,6 +27,21 @@ def command(run: Stored) -> Command:
         return Command(shlex.join(["python", "run.py", *words]))
     except ValueError as error:
         return Command(shlex.join(["python", "run.py", *given]), f"as it was typed; not checked: {error}")
+
+
+def asking(run: Stored, methods: Sequence[str], budget: str, more: Sequence[str] = ()) -> Command:
+    """The command that asks other methods at a budget what this run was asked; the words `more` win over its own.
+
+    Raises ValueError for a method that is unknown or has no budget.
+    """
+    for name in methods:
+        if compose_method(name, ())[1].kind == "none":
+            raise ValueError(f"method={name} has no budget, so that nothing matches it to an average: leave it out")
+    same = command(run)
+    kept = [word for word in shlex.split(same.text)[2:] if word.partition("=")[0].partition(".")[0] not in ARM]
+    words = [f"method={','.join(methods)}", f"budget={budget}", *kept, *more]
+    by_key = {word.partition("=")[0]: word for word in words}
+    return Command(shlex.join(["python", "run.py", "-m", *by_key.values()]), same.note)
 
 
 def argv(run: Stored) -> list[str]:

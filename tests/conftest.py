@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests import golden
+# Triton reads it when it is imported (the methods below may bring it); without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ALL_GOLDEN = Path(__file__).parent / "test_golden.py"
 
@@ -22,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if not any(Path(given).glob("*.npz")):
         raise pytest.UsageError(f"--golden {given}: no .npz file there; give a folder of golden files")
+    from tests import golden
+
     golden.FOLDER = Path(given)
     config.args[:] = with_all_golden(config.args)
 

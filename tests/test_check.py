@@ -114,6 +114,19 @@ def test_a_package_is_hashed_whole(outside: Path) -> None:
     assert sources(compose_method("h2o", ())[1]) == {}
 
 
+def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
+    from configs.build import sources
+    from configs.compose import compose_method
+
+    path = tmp_path / "kernels.safetensors"
+    method = compose_method("less", (f"method.weights={path}",))[1]
+    assert sources(method) == {}  # refused when a model is at hand
+    path.write_bytes(b"one")
+    before = sources(method)
+    path.write_bytes(b"two")
+    assert before.keys() == {"kernels.safetensors"} and sources(method) != before
+
+
 FILES = {
     "good.py": SCALED,
     "broken.py": "import no_such_thing\n",

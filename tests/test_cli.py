@@ -109,7 +109,7 @@ MISTAKES: dict[str, tuple[str, ...]] = {
     "task.e=true": ("LongBench-E of task narrativeqa", "data=hub or data=PATH"),
     "task=vcsum": ("no miniature rows for task vcsum", "data=hub or data=PATH"),
     "task=lcc task.miniature.max_new_tokens=0": ("task.max_new_tokens=0", "1 or more"),
-    "task.miniature.prompt='{context} {foo}'": ("task.prompt", "{context} and {input}", "foo"),
+    "task.miniature.prompt='{context} {foo}'": ("task.prompt", "{context}, {input}", "foo"),
     **{f"budget={b}": (f"budget={b}", FORMS) for b in ("0", "1.5", "-1", "nan", "inf", "abc", "0tok", "")},
     "budget=true": ("budget=True", FORMS),
     "budget=null": ("budget=None", FORMS),

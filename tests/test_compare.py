@@ -13,7 +13,7 @@ import pytest
 from eval.comparison import Comparison, Options
 from eval.comparison_tables import caption, difference_frame, score_frame, tidy
 from eval.cost import QUANTITIES, SHARED
-from eval.pareto import Plot, Point, front, plots, svg
+from eval.pareto import Plot, Point, draw, front, plots, svg
 from eval.stored import ARM, find
 from scripts.compare import compared, main, wanted
 from scripts.publish import figures, tables
@@ -224,6 +224,17 @@ def test_plots_are_repeatable_and_take_the_pages_colours() -> None:
     assert drawn[0] == drawn[1] and "currentColor" in drawn[0] and "#010203" not in drawn[0]
     texts = "".join(ElementTree.fromstring(drawn[0]).itertext())
     assert "$m_1$ <&>" in texts  # neither formula nor markup
+
+
+def test_a_legend_of_many_methods_is_within_the_figure() -> None:
+    for count in (1, 4, 30):
+        names = [f"expected_attention_{number}" for number in range(count)]
+        points = tuple(Point(name, name, "", 1.0 + n, 10.0, None, None) for n, name in enumerate(names))
+        figure = draw(Plot(QUANTITIES[0], "narrativeqa", points, ()))
+        figure.draw_without_rendering()
+        box, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert len(figure.legends) == 1 and box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+        assert axes.height > 200 and axes.y0 > box.y1
 
 
 @pytest.mark.parametrize(

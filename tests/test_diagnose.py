@@ -53,7 +53,7 @@ def watched(model: Model, method: Method, num_steps: int = 16, **how: Any) -> tu
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_watched_method_gives_the_same_answer_and_costs(name: str, model: Model) -> None:
-    method = compose_method(name, ["method.iterations=4"] if name == "pqcache" else [])[1]
+    method = compose_method(name, ["method.iterations=4"] if name == "pqcache" else [])[1].untrained()
     watch = Watch(SHARE, 4, selections=True)
     plain, seen = (ask(model, plan_of(name, method, w, model))[0] for w in (None, watch))
     assert seen.tokens == plain.tokens

@@ -16,7 +16,6 @@ from tests.conftest import with_all_golden
 MODULES = sorted(Path(__file__).parent.glob("test_golden_*.py"))
 NOT_COMPARED = {
     "longbench_metrics.jsonl": "scores of texts, no method's: tests/test_metrics.py compares each line",
-    "less_": "LESS needs trained weights beside the model; it is not here yet",
 }
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from methods.base import Budget
-from methods.kivi import Grid, Kivi, QuantisedStore, codes_of, quantised, restored
+from methods.kivi import Kivi
+from methods.quantised import Grid, QuantisedStore, codes_of, quantised, restored
 from tests.golden import Driven, Golden, layer_of, names
 
 

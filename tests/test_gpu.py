@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from engine.arm import Plan
-from engine.generate import Question, Stop, answer
+from engine.generate import Question, Stop, answer, make_arm, prefill
 from engine.model import Model, geometry_of
+from engine.static import begin
 from methods.pqcache.beside import SecondStream
 from tests.models import greedy, model_of, networks, prompt_ids
+from tests.test_fixed import BUDGET as FIXED_BUDGET
+from tests.test_fixed import METHODS as FIXED
+from tests.test_fixed import ask as ask_fixed
 from tests.test_methods import NAMES, method_of, tenth
 from tests.test_tiers import N, Walk
 
@@ -73,6 +77,41 @@ def test_times_and_peak_memory_come_from_the_device() -> None:
     assert all(0 < step < 1 for step in ledger.tpot_s)
 
 
+@pytest.mark.parametrize("decode", ["static", "graph"])
+@pytest.mark.parametrize("name", FIXED)
+def test_steps_of_fixed_shapes_answer_as_eager_ones(name: str, decode: str) -> None:
+    model = on_gpu()
+    fixed, eager = ask_fixed(model, FIXED[name], decode), ask_fixed(model, FIXED[name], "eager")
+    assert fixed.ledger.decode == decode
+    assert fixed.tokens[:8] == eager.tokens[:8]
+    assert fixed.ledger.attended_mean == eager.ledger.attended_mean
+    # A near tie among scores may send another row over the host link.
+    assert fixed.ledger.moved["host"] == pytest.approx(eager.ledger.moved["host"], rel=0.02)
+
+
+def test_a_graph_is_captured_in_bfloat16_without_a_wait_for_the_host() -> None:
+    model = on_gpu(torch.bfloat16)
+    for name, method in FIXED.items():
+        layers = model.layers(0)
+        plan = Plan(name, method, None if method.kind == "none" else FIXED_BUDGET)
+        with torch.inference_mode():
+            arm = make_arm(model, layers, plan, prefill(model, layers, prompt_ids(301), [plan]))
+            for layer in arm.selective:
+                layer.index.ready()
+            static, _ = begin("graph", model, [arm], 16, audited=False)
+            assert static is not None
+            token = torch.full((1, 1), 5, device="cuda")
+            static.step(token)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for _ in range(4):
+                    static.step(token)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+            assert bool(static.logits.isfinite().all()), name
+
+
 class Slow(SecondStream):
     """A second stream whose copies begin and end much later than they could."""
 
@@ -89,9 +128,9 @@ class Slow(SecondStream):
 @pytest.mark.parametrize("sizes", [(3, 8, 2), (4, 16, 8)])
 def test_ten_thousand_steps_without_a_stale_or_torn_read(sizes: tuple[int, int, int], slow: bool) -> None:
     walk = Walk(sizes, 5, device="cuda", room=10_000)
-    assert walk.tiered.host_k.is_pinned() and isinstance(walk.tiered.beside, SecondStream)
+    assert walk.tiered.host[0].is_pinned() and isinstance(walk.tiered.beside, SecondStream)
     if slow:
-        walk.tiered.beside = Slow(walk.tiered.cache_k, walk.tiered.cache_v)
+        walk.tiered.beside = Slow(*walk.tiered.cached)
     for now in range(N, N + 10_000):
         walk.step(now)
     assert not walk.wrong

@@ -108,7 +108,7 @@ def test_only_what_is_missing_is_asked(tmp_path: Path, monkeypatch: pytest.Monke
     before = (works_of(tmp_path, names[:1], "limit=2", *FAST)[0].folder / "records.jsonl").read_bytes()
     asked: list[list[str]] = []
 
-    def watched(model: Model, question: Question, plans: Sequence[Any]) -> list[Answer]:
+    def watched(model: Model, question: Question, plans: Sequence[Any], kept: object) -> list[Answer]:
         asked.append([plan.name for plan in plans])
         return answer(model, question, plans)
 
@@ -127,7 +127,7 @@ def failing(
     """`answer` raises where the names of its arms say so; what it is asked is noted."""
     asked: list[list[str]] = []
 
-    def fake(model: Model, question: Question, plans: Sequence[Any]) -> list[Answer]:
+    def fake(model: Model, question: Question, plans: Sequence[Any], kept: object) -> list[Answer]:
         names = [plan.name for plan in plans]
         asked.append(names)
         if when(names):

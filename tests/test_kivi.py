@@ -11,7 +11,8 @@ from configs.compose import compose_method
 from engine.arm import Plan
 from engine.generate import Question, Stop, answer
 from methods.base import Budget
-from methods.kivi import Grid, Kivi, QuantisedStore, quantised, restored
+from methods.kivi import Kivi
+from methods.quantised import Grid, QuantisedStore, quantised, restored
 from scripts.conformance import Case
 from tests.golden import layer_of
 from tests.models import model_of, networks, prompt_ids

@@ -25,9 +25,11 @@ from tests.models import FAMILIES, MHA, greedy, model_of, networks, prompt_ids
 FOLDER = Path(__file__).parent.parent / "configs" / "method"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Of kind "none": they have no budget; what KIVI and ThinK keep is not exact, and tests of their own say how far.
-UNBUDGETED = {"full", "kivi", "think"}
+UNBUDGETED = {"full", "kivi", "kivi_think", "think"}
 OPEN = {"corm"}  # of kind "open": held to no budget
 SELECTING = [name for name in NAMES if name not in UNBUDGETED | OPEN]
+LOSSY = {"snapkv_think", "pqcache_kivi"}  # whatever the budget, K and V lose something
+EXACT = [name for name in SELECTING if name not in LOSSY]
 NUM_NEW = 20
 LENGTH = 150
 # InfLLM reads what is outside the local window at one distance, by design; its window then holds the whole prompt.
@@ -41,7 +43,7 @@ def method_of(name: str, **changes: object) -> Method:
         node["block_tokens"] = min(16, node["block_tokens"])
     built = instance(node, "method")
     assert isinstance(built, Method)
-    return built
+    return built.untrained()
 
 
 def ask(model: Model, name: str, budget: Budget | None, method: Method | None = None, seed: int = 0) -> Answer:
@@ -68,7 +70,7 @@ def used(method: Method, ledger: Ledger) -> float:
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mistral_sliding"])
-@pytest.mark.parametrize("name", ["full", *SELECTING])
+@pytest.mark.parametrize("name", ["full", *EXACT])
 def test_whole_budget_equals_generate(name: str, family: str) -> None:
     ours, theirs = networks(family)
     method = method_of(name)
@@ -76,7 +78,7 @@ def test_whole_budget_equals_generate(name: str, family: str) -> None:
     assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
 
 
-@pytest.mark.parametrize("name", SELECTING)
+@pytest.mark.parametrize("name", EXACT)
 def test_whole_budget_equals_generate_without_groups(name: str) -> None:
     ours, theirs = networks("llama", **MHA)
     method = method_of(name)
@@ -162,7 +164,7 @@ def test_question_after(name: str) -> None:
     model, method = model_of(ours), method_of(name)
     question = Question(prompt_ids(LENGTH), 0, Stop(NUM_NEW, frozenset()), context_end=LENGTH - 12)
     found = answer(model, question, [Plan(name, method, whole(name, method))])[0]
-    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+    assert name in LOSSY or list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
     small = answer(model, question, [Plan(name, method, tenth(method, model))])[0]
     assert used(method, small.ledger) <= tenth(method, model).total
     # Bytes a step are those of decode steps: the question's own 12 steps would make it 1.6 times as much.

@@ -20,7 +20,8 @@ from eval.job import Rows, load_rows, prepare
 from eval.metrics import METRICS
 from eval.recall import match_all, match_part, word_recall
 from eval.run_file import read_run
-from scripts.needle import main, read_grid, scored
+from scripts.compare import wanted
+from scripts.needle import main, read_grids, scored
 from tests.runs import make, record
 
 FULL = "eat a sandwich and sit in Dolores Park on a sunny day."
@@ -229,18 +230,33 @@ def test_the_phrase_is_asked_for_by_its_metric() -> None:
 def test_heat_maps_are_of_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("task=needle", "task.needle.miniature_lengths=[300,400]", "task.needle.depths=[0,50]", "method=window")
     folder = make(tmp_path, *words, scores=(1.0, 0.5, 0.25))
-    grid = read_grid(folder)
+    [grid] = read_grids(wanted([str(folder)], tmp_path, None))
     # Rows go by length, then depth; the last cell was never answered.
     assert grid.recall.tolist()[0] == [1.0, 0.25] and grid.recall[1, 0] == 0.5 and np.isnan(grid.recall[1, 1])
-    assert grid.recall_mean == pytest.approx(1.75 / 3) and grid.phrase_mean == pytest.approx(1 / 3)
-    assert main([str(folder), str(folder), str(folder), "--out", str(tmp_path / "sub" / "map.png")]) == 0
-    assert "tiny · window · budget 0.1 · miniature: word recall 58.3, phrase 33.3 (3 of 4 samples)" in (
-        capsys.readouterr().out
+    assert grid.word_recall is not None and grid.phrase is not None
+    assert grid.word_recall.value == pytest.approx(175 / 3) and grid.phrase.value == pytest.approx(100 / 3)
+    make(tmp_path, *words[:-1], "method=full", scores=(1.0,) * 4)
+    make(tmp_path, *words[:-1], "method=h2o", "compensate=1/128", scores=(1.0,) * 4)
+    argv = ["--results", str(tmp_path), "--out", str(tmp_path / "sub" / "map.png")]
+    assert main(argv) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[:3]] == [
+        "tiny · full · miniature",
+        "tiny · h2o 0.1 · miniature",
+        "tiny · window 0.1 · miniature",
+    ]
+    assert main([*argv, "method=window"]) == 0
+    assert (
+        "tiny · window 0.1 · miniature: word recall 58.3 [25.0, 100.0], phrase 33.3 [0.0, 100.0] (3 of 4 samples)"
+        in (capsys.readouterr().out)
     )
     assert (tmp_path / "sub" / "map.png").read_bytes().startswith(b"\x89PNG")
     other = make(tmp_path, "task=qasper", "method=window")
     assert main([str(other), "--out", str(tmp_path / "x.png")]) == 1
-    assert "run of task qasper; give runs of task needle" in capsys.readouterr().err
+    assert "found are runs of qasper; give some of needle" in capsys.readouterr().err
+    make(tmp_path, "task=needle", "task.needle.miniature_lengths=[300]", "method=full")
+    assert main(argv) == 1  # two grids are no figure
+    said = capsys.readouterr().err
+    assert "are different questions of task needle" in said and "or the folder of one sweep" in said
 
 
 def test_heat_maps_score_real_predictions_by_both_rules() -> None:

@@ -11,7 +11,8 @@ from configs.compose import compose_method
 from engine.arm import Plan
 from engine.generate import Question, Stop, answer
 from methods.base import Budget
-from methods.think import NarrowStore, Think
+from methods.narrow import NarrowStore
+from methods.think import Think
 from scripts.conformance import Case
 from tests.golden import Driven, layer_of
 from tests.models import greedy, model_of, networks, prompt_ids

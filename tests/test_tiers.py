@@ -23,6 +23,7 @@ from methods.budget import parse_budget, resolve
 from methods.pqcache.beside import AtOnce, Beside, SecondStream, beside
 from methods.pqcache.blocks import Policy
 from methods.pqcache.codebook import fit
+from methods.pqcache.fixed import FixedPQTiers
 from methods.pqcache.method import PQCache
 from methods.pqcache.store import TieredStore, tiered
 from methods.store import GROW, ResidentStore
@@ -124,6 +125,17 @@ def test_a_refill_that_ends_late_is_never_read_before(sizes: tuple[int, int, int
     assert late.tiered.traffic == soon.tiered.traffic
     # The host waits where it moves the host tier to a larger place: once in so many of the 199 tokens that left.
     assert log.count("start") > 20 and log.count("finish") == -(-199 // (sizes[1] + 1))
+
+
+def test_steps_of_fixed_shapes_take_over_a_cache_whose_refills_have_ended() -> None:
+    walk, log = Walk((3, 8, 2), 5), list[str]()
+    walk.tiered.beside = late = Late(log)
+    for now in range(N, N + 20):
+        walk.step(now)
+    assert late.pending
+    codes: Any = SimpleNamespace(layer=layer_of(4, G, D), budget=Budget(4, 5, 12))
+    FixedPQTiers(codes, walk.tiered, 16, {})
+    assert not late.pending and log[-2:] == ["wait", "finish"]
 
 
 def test_a_store_that_does_not_wait_would_be_noticed() -> None:

@@ -122,6 +122,7 @@ def test_another_recipe_never_overwrites(tmp_path: Path) -> None:
         train.claim(TOY, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_model_twice_the_same(tmp_path: Path) -> None:
     """The smoke run in two processes: weights, tokenizer, curve; and the same file once more."""
     files = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, Observer, Selection, Step
-from methods.scores import ColumnSums, group_sum, lightest, top_k
-from methods.store import EvictingStore, KVStore, MaskedStore
+from methods.fixed import FixedStep, Read, first, roomy
+from methods.fused import logits, put_rows, weighted
+from methods.scores import ColumnSums, attention, group_sum, lightest, top_k
+from methods.store import EvictingStore, KVStore, MaskedStore, Traffic, pick
 
 
 class H2OIndex(Index):
@@ -37,7 +39,7 @@ class H2OIndex(Index):
         n, sink = sums.shape[1], self.budget.sink
         end = max(sink, n - self.recent)
         everywhere = torch.arange(n, device=sums.device)
-        heavy = top_k(self.ranks(sums, everywhere, n - 1)[:, sink:end], self.budget.middle) + sink
+        heavy = top_k(self.method.rank(sums, everywhere, n - 1)[:, sink:end], self.budget.middle) + sink
         always = torch.cat([everywhere[:sink], everywhere[end:]])
         self.store.keep(torch.cat([heavy, always.expand(heavy.shape[0], -1)], 1).sort(1).values)
         self.num_held = heavy.shape[1] + always.shape[0]
@@ -63,17 +65,53 @@ class H2OIndex(Index):
         if self.num_held > self.capacity:
             # After this step the window starts one token later: what left it competes with the heavy hitters.
             outside = (positions >= step.sink) & (positions <= step.start - self.recent)
-            gone = lightest(self.ranks(self.scores, positions, step.start), positions, outside)
+            gone = lightest(self.method.rank(self.scores, positions, step.start), positions, outside)
             self.store.drop(gone)
             self.scores = self.scores.masked_fill(positions == gone, 0.0)
             self.num_held -= 1
 
-    def ranks(self, scores: Tensor, positions: Tensor, now: int) -> Tensor:
-        """What decides who stays: the scores, or their mean over the queries up to `now` that saw the token."""
-        return scores / (now - positions + 1).clamp(min=1) if self.method.normalize else scores
-
     def tensors(self) -> list[tuple[str, Tensor]]:
         return [("index", self.scores)]
+
+    def fixed(self, room: int) -> FixedStep | None:
+        # Below its capacity it grows, and a masked store keeps everything: neither has a fixed number of slots.
+        if self.method.mode == "mask" or self.num_held < self.capacity:
+            return None
+        return FixedH2O(self)
+
+
+class FixedH2O(FixedStep):
+    """The same, one token out for each that comes in: into its slot, so that all slots are full when they are read."""
+
+    def __init__(self, index: H2OIndex) -> None:
+        super().__init__(index.layer, index.budget)
+        [held] = index.store.held()
+        # A store may have free slots; one is needed, for the first token to come.
+        taken = first(held.positions >= 0, index.num_held)
+        self.k, self.v = (roomy([pick(rows, taken)], 1, 1) for rows in (held.k, held.v))
+        self.positions = roomy([held.positions.gather(1, taken)], 1, 1)
+        self.scores = roomy([index.scores.gather(1, taken)], 1, 1)
+        self.vacant = torch.full_like(self.positions[:, :1], index.num_held)
+        self.method, self.recent = index.method, index.recent
+
+    def attend(self, queries: Tensor, k: Tensor, v: Tensor, now: Tensor) -> Read:
+        put_rows(self.k, self.v, k, v, self.vacant[:, 0], self.positions, now)
+        self.scores.scatter_(1, self.vacant, 0.0)
+        weights = attention(logits(queries, self.k, self.layer)[:, None], self.layer)[:, 0]
+        self.scores += group_sum(weights, self.layer.num_kv_heads)
+        outside = (self.positions >= self.budget.sink) & (self.positions <= now - self.recent)
+        ranks = self.method.rank(self.scores, self.positions, now)
+        gone = self.positions == lightest(ranks, self.positions, outside)
+        self.vacant.copy_(gone.to(torch.int8).argmax(1, keepdim=True))
+        return Read(weighted(weights, self.v), self.positions)
+
+    def traffic(self, start: int, num_steps: int) -> Traffic:
+        kv = num_steps * self.row_bytes(self.positions.shape[1])
+        return Traffic(kv=kv, index=num_steps * self.scores.nbytes)
+
+    def tensors(self) -> Iterable[tuple[str, Tensor]]:
+        index = self.positions, self.scores, self.vacant
+        return (("k", self.k), ("v", self.v), *(("index", t) for t in index))
 
 
 @dataclass(frozen=True)
@@ -97,6 +135,10 @@ class H2O(Method):
     def __post_init__(self) -> None:
         if self.hole and (self.mode != "mask" or self.count_current):
             raise ValueError("method.hole=true is the released masked code: give mode=mask and count_current=false")
+
+    def rank(self, scores: Tensor, positions: Tensor, now: int | Tensor) -> Tensor:
+        """What decides who stays: the scores, or their mean over the queries up to `now` that saw the token."""
+        return scores / (now - positions + 1).clamp(min=1) if self.normalize else scores
 
     def observers(self, layer: Layer, budget: Budget) -> tuple[Observer, ...]:
         return (ColumnSums(layer),)

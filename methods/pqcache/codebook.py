@@ -40,8 +40,13 @@ def fit(keys: Tensor, num_sub: int, num_centroids: int, iterations: int, seed: i
 
     The initial centroids are rows drawn once for all sub-spaces, on the host, so that every device starts alike.
     """
-    sub = split_heads(keys, num_sub)
     draw = torch.randperm(keys.shape[1], generator=torch.Generator().manual_seed(seed))[:num_centroids]
+    if keys.is_cuda:
+        from methods.kernels.kmeans import kmeans as kernel
+
+        points = keys.unflatten(-1, (num_sub, -1)).transpose(1, 2)  # a view in the keys' own type
+        return Codebook(*kernel(points, points[:, :, draw.to(keys.device)].float(), iterations))
+    sub = split_heads(keys, num_sub)
     centroids, labels = kmeans(sub.flatten(0, 1), draw.to(keys.device), iterations)
     shape = sub.shape[:2]
     return Codebook(centroids.unflatten(0, shape), labels.unflatten(0, shape).to(torch.uint8))
@@ -74,15 +79,12 @@ def nearest(points: Tensor, centroids: Tensor) -> Tensor:
 
 def means(points: Tensor, labels: Tensor, old: Tensor) -> Tensor:
     """Mean of the points of each label [P,C,d]; `old` where a label has none."""
-    num_centroids = old.shape[1]
-    total, count = torch.zeros_like(old), old.new_zeros(old.shape[:2])
-    step = max(1, MAX_ELEMENTS // (old.shape[0] * num_centroids))
-    for p, label in zip(points.split(step, 1), labels.split(step, 1), strict=True):
-        # A product with the one-hot matrix sums in a fixed order on every device; atomics would not.
-        one_hot = torch.nn.functional.one_hot(label, num_centroids).to(p.dtype)
-        total += one_hot.mT @ p
-        count += one_hot.sum(1)
-    return torch.where(count[..., None] > 0, total / count.clamp(min=1)[..., None], old)
+    number, num_centroids = old.shape[:2]
+    row = (labels + num_centroids * torch.arange(number, device=labels.device)[:, None]).flatten()
+    # One point after the other, in a fixed order on a CPU. A GPU, which would not keep one, has a kernel (`fit`).
+    total = torch.zeros_like(old).flatten(0, 1).index_add_(0, row, points.flatten(0, 1)).view_as(old)
+    count = torch.bincount(row, minlength=number * num_centroids).view(number, -1, 1)
+    return torch.where(count > 0, total / count.clamp(min=1), old)
 
 
 def split_heads(keys: Tensor, num_sub: int) -> Tensor:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, ModelFacts, Observer, Selection, Speed, Step
+from methods.fixed import FixedStep
 from methods.pqcache.adaptive import Fit, measured, rounds
 from methods.pqcache.blocks import Policy
 from methods.pqcache.codebook import Codebook
-from methods.pqcache.store import tiered
+from methods.pqcache.coding import Coding, Exact
+from methods.pqcache.fixed import Codes, FixedPQRows, FixedPQTiers
+from methods.pqcache.store import TieredStore, tiered
 from methods.pqcache.workers import Job, Workers
 from methods.scores import group_sum, top_k
 from methods.store import GROW, KVStore
@@ -95,6 +98,13 @@ class PQIndex(Index):
 
     def notes(self) -> Mapping[str, float]:
         return {"iterations": self.method.rounds(self.ready().codes.shape[2])}
+
+    def fixed(self, room: int) -> FixedStep | None:
+        codes = Codes(self.layer, self.budget, self.ready(), self.tail[:, :, : self.num_tail], room)
+        if not isinstance(self.store, TieredStore):
+            return FixedPQRows(codes, self.store.held(), room, self.notes())
+        # What is coded in units of several tokens has no row that one step could replace.
+        return FixedPQTiers(codes, self.store, room, self.notes()) if self.store.coding.strides == (1, 1) else None
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,11 @@ class PQCache(Method):
     def store(self, layer: Layer, budget: Budget, k: Tensor, v: Tensor) -> KVStore:
         if self.tier == "device":
             return super().store(layer, budget, k, v)
-        return tiered(layer, budget, k, v, self.cache_blocks, self.cache_block, self.policy, self.refresh)
+        return self.tiered(layer, budget, k, v, Exact())
+
+    def tiered(self, layer: Layer, budget: Budget, k: Tensor, v: Tensor, coding: Coding) -> TieredStore:
+        """The prompt in two tiers."""
+        return tiered(layer, budget, k, v, self.cache_blocks, self.cache_block, self.policy, self.refresh, coding)
 
     def index(self, layer: Layer, store: KVStore, budget: Budget) -> Index:
         return PQIndex(layer, store, budget, self)

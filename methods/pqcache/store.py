@@ -11,17 +11,19 @@ from torch import Tensor
 from methods.base import Budget, Layer
 from methods.pqcache.beside import beside
 from methods.pqcache.blocks import BlockCache, Policy
+from methods.pqcache.coding import Coding, Exact
 from methods.store import GROW, KVStore, Part, grown, pick
 
 
 class TieredStore(KVStore):
     """Middle tokens live in (pinned) host memory; the device holds what is read at every step, and popular blocks.
 
-    k, v: the prompt [G,n,D]; it is copied to both tiers and not kept. cache_blocks blocks of cache_block consecutive
-    tokens, all KV heads together, have room on the device. A look-up is per token and KV head: a hit is read on the
-    device, a miss is gathered on the host and copied over. After each step the `refresh` blocks with most look-ups are
-    offered to the cache. A token that leaves the window is written to the host and, if its block is cached, there, too:
-    a growing block is never stale.
+    k, v: the prompt [G,n,D]; it is copied to both tiers and not kept. Host and cache hold the planes of a `coding`.
+    Tokens leave the device by its whole units: until one is full, they stay beside the window. `cache` has blocks of
+    cache_block consecutive tokens, all KV heads together, on the device. A look-up is per token and KV head: a hit is
+    read on the device, a miss is gathered on the host and copied over. After each step the `refresh` blocks with most
+    look-ups are offered to the cache. What leaves the device is written to the host and, if its block is cached, there,
+    too: a growing block is never stale.
 
     Refills run beside the computation, after all reads of the step that caused them; the next read or write of the
     cache waits for them. All else runs on the current stream. The host waits for that one in every step, when it reads
@@ -29,21 +31,37 @@ class TieredStore(KVStore):
     """
 
     def __init__(
-        self, layer: Layer, budget: Budget, k: Tensor, v: Tensor, cache: BlockCache, cache_block: int, refresh: int
+        self,
+        layer: Layer,
+        budget: Budget,
+        k: Tensor,
+        v: Tensor,
+        cache: BlockCache,
+        cache_block: int,
+        refresh: int,
+        coding: Coding,
     ) -> None:
         super().__init__()
         n = k.shape[1]
+        self.coding = coding
         self.sink, self.local = budget.sink, budget.local
-        self.length, self.window_start = n, n - budget.local
+        self.length = n
+        self.window_start = self.sink + self._whole_units(n - budget.local - self.sink)  # what follows is on the device
         near = [*range(self.sink), *range(self.window_start, n)]
         self.near_k, self.near_v = k[:, near], v[:, near]
         self.cache, self.cache_block, self.refresh = cache, cache_block, refresh
-        self.host_k, self.host_v = (self._to_host(t[:, self.sink : self.window_start]) for t in (k, v))
-        shape = cache.capacity * cache_block, layer.num_kv_heads, layer.head_dim
-        self.cache_k = torch.zeros(shape, dtype=layer.dtype, device=layer.device)
-        self.cache_v = torch.zeros_like(self.cache_k)
-        self.beside = beside(self.cache_k, self.cache_v)
+        planes = coding.encode(*(t[:, self.sink : self.window_start] for t in (k, v)))
+        self.host = [self._to_host(plane) for plane in planes]
+        rows = cache.capacity * cache_block
+        self.cached = [
+            plane.new_zeros(rows // stride, layer.num_kv_heads, plane.shape[2])
+            for plane, stride in zip(planes, coding.strides, strict=True)
+        ]
+        self.beside = beside(*self.cached)
         self.table = torch.full((self._num_blocks(),), -1, device=layer.device)
+
+    def _whole_units(self, num_tokens: int) -> int:
+        return max(0, num_tokens) // self.coding.unit * self.coding.unit
 
     def append(self, k: Tensor, v: Tensor, start: int) -> None:
         assert start == self.length, f"token {start} stored after {self.length} tokens"
@@ -65,9 +83,9 @@ class TieredStore(KVStore):
         near = torch.where(positions >= self.window_start, positions - self.window_start + self.sink, positions)
         near = near.masked_fill(middle, 0).clamp(min=0)
         k, v = pick(self.near_k, near), pick(self.near_v, near)
-        self.count_rows(k, v)
         # [q,2] of (KV head, column). The host waits for the device here: rows that left the window have arrived.
         wanted = middle.nonzero()
+        self.traffic.kv += 2 * (positions.numel() - wanted.shape[0]) * k.shape[2] * k.element_size()
         if wanted.shape[0]:
             self._read_middle(positions, wanted, k, v)
         return k, v
@@ -75,29 +93,43 @@ class TieredStore(KVStore):
     def _read_middle(self, positions: Tensor, wanted: Tensor, k: Tensor, v: Tensor) -> None:
         """Fill the wanted places of k, v [G,r,D] from the cache and, where it has them not, from the host."""
         head, column = wanted.unbind(1)
-        row = positions[head, column] - self.sink
-        slot = self.table[row // self.cache_block]
+        token = positions[head, column] - self.sink
+        slot = self.table[token // self.cache_block]
         hit = slot >= 0
-        place = slot.clamp(min=0) * self.cache_block + row % self.cache_block
+        place = slot.clamp(min=0) * self.cache_block + token % self.cache_block
+        missing = (~hit).nonzero()[:, 0]
+        asked = torch.stack((token, head))[:, missing].cpu()
         if self.cache.capacity:
             self.beside.wait()
-            k[head, column] = torch.where(hit[:, None], self.cache_k[place, head], k[head, column])
-            v[head, column] = torch.where(hit[:, None], self.cache_v[place, head], v[head, column])
-        missing = (~hit).nonzero()[:, 0]
-        flat = (row[missing] * k.shape[0] + head[missing]).cpu()
-        for out, tier in ((k, self.host_k), (v, self.host_v)):
-            # New pinned memory each time: torch gives it out again only when the copy from it has ended.
-            rows = self._empty_on_host(flat.shape[0], tier.shape[2:])
-            torch.index_select(tier.flatten(0, 1), 0, flat, out=rows)
-            out[head[missing], column[missing]] = rows.to(out.device, non_blocking=True)
-            self.traffic.misses += rows.nbytes
+        rows = []
+        for plane, cached, stride in zip(self.host, self.cached, self.coding.strides, strict=True):
+            found = cached.new_empty(token.shape[0], cached.shape[2])
+            if self.cache.capacity:
+                found = cached[place // stride, head]
+            found[missing] = self._fetch(plane, stride, *asked)
+            num_read = found.shape[0] if stride == 1 else len((token // stride * k.shape[0] + head).unique())
+            self.traffic.kv += num_read * found.shape[1] * found.element_size()
+            rows.append(found)
+        k[head, column], v[head, column] = self.coding.decode(rows, token)
         self.traffic.lookups += wanted.shape[0]
         self.traffic.hits += wanted.shape[0] - missing.shape[0]
-        self._refill(row)
+        self._refill(token)
 
-    def _refill(self, row: Tensor) -> None:
+    def _fetch(self, plane: Tensor, stride: int, token: Tensor, head: Tensor) -> Tensor:
+        """From a plane on the host, the row of each token [q] of a KV head: [q,w]; what tokens share comes once."""
+        flat, back = token // stride * plane.shape[1] + head, None
+        if stride > 1:
+            flat, back = flat.unique(return_inverse=True)
+        # New pinned memory each time: torch gives it out again only when the copy from it has ended.
+        rows = self._empty_on_host(plane[:, 0], flat.shape[0])
+        torch.index_select(plane.flatten(0, 1), 0, flat, out=rows)
+        self.traffic.misses += rows.nbytes
+        came = rows.to(self.near_k.device, non_blocking=True)
+        return came if back is None else came[back.to(came.device)]
+
+    def _refill(self, token: Tensor) -> None:
         """Offer the blocks of these look-ups to the cache and copy what it lets in."""
-        counts = torch.bincount(row // self.cache_block, minlength=self._num_blocks()).cpu()
+        counts = torch.bincount(token // self.cache_block, minlength=self._num_blocks()).cpu()
         most = counts.argsort(descending=True, stable=True)[: self.refresh]
         came = self.cache.offer(int(block) for block in most if counts[block])
         if came:
@@ -109,12 +141,11 @@ class TieredStore(KVStore):
 
     def _block_copies(self, block: int, slot: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(to, from) of what the host has of a block, counted."""
-        first = block * self.cache_block
-        last = min(first + self.cache_block, self._num_host)
-        to = slice(slot * self.cache_block, slot * self.cache_block + last - first)
-        for cached, tier in ((self.cache_k, self.host_k), (self.cache_v, self.host_v)):
-            self.traffic.refills += tier[first:last].nbytes
-            yield cached[to], tier[first:last]
+        for cached, plane, stride in zip(self.cached, self.host, self.coding.strides, strict=True):
+            size = self.cache_block // stride
+            source = plane[block * size : min((block + 1) * size, self._num_host // stride)]
+            self.traffic.refills += source.nbytes
+            yield cached[slot * size : slot * size + source.shape[0]], source
 
     @property
     def _num_host(self) -> int:
@@ -124,47 +155,57 @@ class TieredStore(KVStore):
         return -(-max(1, self._num_host) // self.cache_block)
 
     def _spill(self, start: int) -> None:
-        """Tokens before `start` leave the window: to the host, and through to the cache where their block is."""
-        count = start - self.window_start
-        if count <= 0:
+        """Whole units of tokens before `start` leave the device: to the host, and through to cached blocks."""
+        count = self._whole_units(start - self.window_start)
+        if not count:
             return
         out = slice(self.sink, self.sink + count)
         first, last = self._num_host, self._num_host + count
-        if last > self.host_k.shape[0]:
-            room = last - self.host_k.shape[0] + self.cache_block
-            self.beside.finish()  # rows of earlier tokens may still be on their way
-            self.host_k, self.host_v = (self._pinned(t, room) for t in (self.host_k, self.host_v))
+        self._make_room(last)
         slots = self.cache.slots()
         self.beside.wait()
-        for near, tier, cached in (
-            (self.near_k, self.host_k, self.cache_k),
-            (self.near_v, self.host_v, self.cache_v),
-        ):
-            rows = near[:, out].transpose(0, 1)
-            tier[first:last].copy_(rows, non_blocking=True)
+        coded = self.coding.encode(self.near_k[:, out], self.near_v[:, out])
+        for rows, plane, cached, stride in zip(coded, self.host, self.cached, self.coding.strides, strict=True):
+            plane[first // stride : last // stride].copy_(rows.transpose(0, 1), non_blocking=True)
             self.traffic.spills += rows.numel() * rows.element_size()
-            for row in range(first, last):
-                slot = slots.get(row // self.cache_block)
+            for number, token in enumerate(range(first, last, stride)):
+                slot = slots.get(token // self.cache_block)
                 if slot is not None:
-                    cached[slot * self.cache_block + row % self.cache_block] = rows[row - first]
+                    cached[(slot * self.cache_block + token % self.cache_block) // stride] = rows[:, number]
         self.near_k, self.near_v = (
             torch.cat([t[:, : self.sink], t[:, out.stop :]], 1) for t in (self.near_k, self.near_v)
         )
-        self.window_start = start
+        self.window_start += count
         if self._num_blocks() > self.table.shape[0]:
             self.table = torch.nn.functional.pad(self.table, (0, self._num_blocks() - self.table.shape[0]), value=-1)
 
-    def _to_host(self, rows: Tensor) -> Tensor:
-        """Rows [G,r,D] as host memory [r,G,D], so that a block of all heads is one stretch."""
-        return self._pinned(rows.transpose(0, 1).to("cpu"), 0)
+    def _make_room(self, num_tokens: int) -> None:
+        """Let the host have room for so many tokens."""
+        if num_tokens <= self.host[0].shape[0] * self.coding.strides[0]:
+            return
+        self.beside.finish()  # rows of earlier tokens may still be on their way
+        self.host = [
+            self._pinned(plane, num_tokens // stride - plane.shape[0] + self.cache_block // stride)
+            for plane, stride in zip(self.host, self.coding.strides, strict=True)
+        ]
+
+    def _to_host(self, plane: Tensor) -> Tensor:
+        """A plane [G,r,w] as host memory [r,G,w], so that a block of all heads is one stretch."""
+        return self._pinned(plane.transpose(0, 1).to("cpu"), 0)
 
     def _pinned(self, rows: Tensor, room: int) -> Tensor:
-        out = self._empty_on_host(rows.shape[0] + room, rows.shape[1:])
+        out = self._empty_on_host(rows, rows.shape[0] + room)
         out[: rows.shape[0]] = rows
         return out
 
-    def _empty_on_host(self, num_rows: int, shape: Sequence[int]) -> Tensor:
-        return torch.empty(num_rows, *shape, dtype=self.near_k.dtype, pin_memory=self.near_k.is_cuda)
+    def _empty_on_host(self, like: Tensor, num_rows: int) -> Tensor:
+        """Room for so many rows of a plane."""
+        return torch.empty(num_rows, *like.shape[1:], dtype=like.dtype, pin_memory=self.near_k.is_cuda)
+
+    def far(self, room: int) -> list[Tensor]:
+        """The host's planes, with room for so many more units of tokens to leave the window."""
+        used = [self._num_host // stride for stride in self.coding.strides]
+        return [self._pinned(plane[:num], room) for plane, num in zip(self.host, used, strict=True)]
 
     def held(self) -> list[Part]:
         positions = self.positions()
@@ -174,8 +215,10 @@ class TieredStore(KVStore):
         return torch.arange(self.length, device=self.near_k.device).expand(self.near_k.shape[0], -1)
 
     def tensors(self) -> Iterable[tuple[str, Tensor]]:
-        near = (("k", self.near_k), ("v", self.near_v), ("k", self.cache_k), ("v", self.cache_v))
-        return (*near, ("index", self.table), ("host", self.host_k), ("host", self.host_v))
+        half = len(self.cached) // 2
+        k = (("k", t) for t in (self.near_k, *self.cached[:half]))
+        v = (("v", t) for t in (self.near_v, *self.cached[half:]))
+        return (*k, *v, ("index", self.table), *(("host", plane) for plane in self.host))
 
 
 def copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -193,8 +236,10 @@ def tiered(
     cache_block: int,
     policy: Policy,
     refresh: int,
+    coding: Coding | None = None,
 ) -> TieredStore:
-    """A fresh store with an empty cache, no larger than the prompt's middle needs."""
+    """A fresh store with an empty cache, no larger than the prompt's middle needs; coding None: K and V as they are."""
     num_middle = k.shape[1] - budget.sink - budget.local
     capacity = min(cache_blocks, -(-num_middle // cache_block))
-    return TieredStore(layer, budget, k, v, BlockCache(capacity, policy), cache_block, refresh)
+    cache = BlockCache(capacity, policy)
+    return TieredStore(layer, budget, k, v, cache, cache_block, refresh, coding or Exact())

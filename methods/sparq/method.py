@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, ModelFacts, Rest, Selection, Step
+from methods.fixed import FixedRows, FixedStep, put, roomy
+from methods.fused import channel_logits
 from methods.scores import group_sum, top_k
 from methods.store import GROW, KVStore
 
@@ -46,41 +48,65 @@ class SparQIndex(Index):
         basis = shares if self.method.reduce == "softmax" else approximate
         scores = group_sum(basis, self.layer.num_kv_heads)
         positions = top_k(scores[:, step.sink : step.end], step.k) + step.sink
-        return Selection(positions, self.rest(shares, positions, step) if self.reallocates else None)
-
-    @property
-    def reallocates(self) -> bool:
-        """The authors compensate without grouped queries and not with them, where it costs quality (spec 2.2)."""
-        wish = self.method.mean_value
-        return self.layer.group == 1 if wish is None else wish
-
-    def channels_of(self, queries: Tensor) -> Tensor:
-        """The r largest channels of sum over the group of |q|: [G,r] for queries [H,D]."""
-        rank = self.method.rank or self.layer.head_dim // 4
-        return top_k(group_sum(queries.float().abs(), self.layer.num_kv_heads), rank)
+        return Selection(positions, self.rest(shares, positions, step) if self.method.reallocates(self.layer) else None)
 
     def approximate_logits(self, queries: Tensor) -> Tensor:
-        """q[i]·k[i] / tau over all stored keys, float32 [H,n], tau = sqrt(D |q[i]|_1 / |q|_1) (section 3)."""
-        num_kv_heads, group = self.layer.num_kv_heads, self.layer.group
-        index = self.channels_of(queries)
-        wide = index.repeat_interleave(group, 0)
-        part = queries.float().gather(1, wide)
-        coverage = part.abs().sum(1, keepdim=True) / queries.float().abs().sum(1, keepdim=True)
-        keys = self.channels[:, :, : self.length].gather(1, index[..., None].expand(-1, -1, self.length))
-        self.store.traffic.scan(keys)
-        out = (part.view(num_kv_heads, group, -1) @ keys.float()).flatten(0, 1)
-        out *= self.layer.scale / coverage.sqrt()
-        return out if self.layer.softcap is None else self.layer.softcap * torch.tanh(out / self.layer.softcap)
+        """Of queries [H,D] on all stored keys, float32 [H,n]."""
+        keys = self.channels[:, :, : self.length]
+        self.store.traffic.scan(keys[:, : self.method.num_channels(self.layer)])
+        return self.method.approximate(queries, keys, self.layer)
 
     def rest(self, shares: Tensor, positions: Tensor, step: Step) -> Rest:
-        """The mean value stands in for what is not read, with the approximate mass that the read part lacks."""
         middle = shares[:, step.sink : step.end].sum(-1)
-        read = shares.gather(1, positions.repeat_interleave(self.layer.group, 0)).sum(-1)
-        mean = (self.value_sum / self.length).float().repeat_interleave(self.layer.group, 0)
-        return Rest(value=mean[:, None], mass=(1.0 - middle + read)[:, None])
+        return mean_value(shares, positions, middle, self.value_sum / self.length)
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         return [("index", self.channels), ("index", self.value_sum)]
+
+    def fixed(self, room: int) -> FixedStep:
+        return FixedSparQ(self, room)
+
+
+class FixedSparQ(FixedRows):
+    """The same with room for all tokens to come."""
+
+    def __init__(self, index: SparQIndex, room: int) -> None:
+        super().__init__(index.layer, index.budget, index.store.held(), room)
+        self.method = index.method
+        self.channels = roomy([index.channels[:, :, : index.length]], room, 2)
+        self.value_sum = index.value_sum
+
+    def extend(self, k: Tensor, v: Tensor, now: Tensor) -> None:
+        put(self.channels, k, now, 2)
+        self.value_sum += v
+
+    def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, Rest | None]:
+        approximate = self.method.approximate(queries, self.channels, self.layer)
+        shares = approximate.masked_fill(self.place > now, -torch.inf).softmax(-1)
+        scores = group_sum(shares if self.method.reduce == "softmax" else approximate, self.layer.num_kv_heads)
+        candidates = self.middle(now)
+        positions = top_k(scores.masked_fill(~candidates, -torch.inf), self.budget.middle)
+        if not self.method.reallocates(self.layer):
+            return positions, None
+        middle = shares.masked_fill(~candidates, 0.0).sum(-1)
+        return positions, mean_value(shares, positions, middle, self.value_sum / (now + 1))
+
+    def scanned(self, num_tokens: int) -> int:
+        layer = self.layer
+        return layer.num_kv_heads * self.method.num_channels(layer) * num_tokens * layer.dtype.itemsize
+
+    def tensors(self) -> Iterable[tuple[str, Tensor]]:
+        return (*super().tensors(), ("index", self.channels), ("index", self.value_sum))
+
+
+def mean_value(shares: Tensor, positions: Tensor, middle: Tensor, mean: Tensor) -> Rest:
+    """The mean value [G,D] stands in for what is not read, with the approximate mass that the read part lacks.
+
+    shares [H,n] of all tokens; middle [H]: those of the candidates; positions [G,k]: the candidates that are read.
+    """
+    group = shares.shape[0] // positions.shape[0]
+    read = shares.gather(1, positions.repeat_interleave(group, 0)).sum(-1)
+    return Rest(value=mean.float().repeat_interleave(group, 0)[:, None], mass=(1.0 - middle + read)[:, None])
 
 
 @dataclass(frozen=True)
@@ -99,6 +125,29 @@ class SparQ(Method):
     def __post_init__(self) -> None:
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"method.rank={self.rank}: rank counts channels, give 1 or more (null: head_dim / 4)")
+
+    def num_channels(self, layer: Layer) -> int:
+        """Channels r that are read of every key."""
+        return self.rank or layer.head_dim // 4
+
+    def reallocates(self, layer: Layer) -> bool:
+        """The authors compensate without grouped queries and not with them, where it costs quality (spec 2.2)."""
+        return layer.group == 1 if self.mean_value is None else self.mean_value
+
+    def channels_of(self, queries: Tensor, layer: Layer) -> Tensor:
+        """The r largest channels of sum over the group of |q|: [G,r] for queries [H,D]."""
+        return top_k(group_sum(queries.float().abs(), layer.num_kv_heads), self.num_channels(layer))
+
+    def approximate(self, queries: Tensor, keys: Tensor, layer: Layer) -> Tensor:
+        """q[i]·k[i] / tau, tau = sqrt(D |q[i]|_1 / |q|_1) (section 3): float32 [H,n] of queries [H,D].
+
+        keys channel-major [G,D,n]; i: `channels_of` the queries.
+        """
+        size, channels = queries.float().abs(), self.channels_of(queries, layer)
+        wide = channels.repeat_interleave(layer.group, 0)
+        total = size.sum(1)
+        coverage = torch.where(total > 0, size.gather(1, wide).sum(1) / total, 1.0)  # a query of zeros has no scale
+        return channel_logits(queries.float().gather(1, wide), channels, keys, layer.scale / coverage.sqrt(), layer)
 
     def supports(self, model: ModelFacts) -> str | None:
         if self.rank is not None and self.rank > model.head_dim:

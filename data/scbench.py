@@ -1,0 +1,136 @@
+"""Rows with several questions about one context, as SCBench lays them out (arXiv 2412.10319), read or generated.
+
+A row holds context (text), multi_turns (a list of {input, answer}) and usually id. Each question becomes a sample of
+its own, named `<row>-turn<number>`, which knows the questions before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data import filler, longbench
+from data.base import Dataset, Sample, Task
+from data.kinds import KINDS
+from data.longbench import check_row, git_blob_sha1, is_text, json_lines
+from data.miniature import DENSITY, LENGTHS, plain
+from data.turns import Turn
+from data.words import Draw
+
+HUB_REPOSITORY = "microsoft/SCBench"
+HUB_REMEDY = "give data=PATH of a folder with its jsonl or parquet files"
+FIELDS = "context (text), multi_turns (list of objects with input (text) and answer (text, number or list of these))"
+# What the miniature of a task asks for, and how many questions of a row.
+MINIATURE = {"scbench_kv": "pairs", "scbench_qa_eng": "qa"}
+NUM_TURNS = 5
+
+
+def load(task: Task, source: str) -> Dataset:
+    """The questions of a task, row by row. source: as in `data.rows.read`.
+
+    A folder holds `<task>.jsonl`, or the hub's layout, `<task>/test*.parquet`. Nothing is published that the rows
+    could be checked against. Raises ValueError, in one line, for what cannot be read or is no such row.
+    """
+    assert task.turns is not None
+    small = source in DENSITY
+    if small:
+        task.small()
+        where, rows = source, list(miniature_rows(task.name, source))
+    elif source == "hub":
+        where, rows = _read_hub(task.name)
+    else:
+        where, rows = read_folder(task.name, Path(source).expanduser())
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    samples = tuple(sample for number, row in enumerate(rows) for sample in questions(row, number, where, task))
+    if not samples or len({sample.id for sample in samples}) < len(samples):
+        raise ValueError(f"{where} has {'equal ids' if samples else 'no questions'}; it must hold rows with {FIELDS}")
+    return Dataset(samples, where, git_blob_sha1(data), official=None, miniature=small)
+
+
+def questions(row: Mapping[str, Any], number: int, where: str, task: Task) -> Iterator[Sample]:
+    """The questions of row `number` (from 0), the first `task.turns.most`. Raises ValueError for what is no row."""
+    assert task.turns is not None
+    at = f"{where}: row {number}"
+    # The hub's rows of scbench_vt have their context in `input`.
+    full = {**row, "context": row.get("context") or row.get("input")}
+    check_row(full, {"context": is_text, "multi_turns": _is_turns}, at, FIELDS)
+    name = f"row-{number}" if row.get("id") is None else str(row["id"])
+    earlier: list[Turn] = []
+    for turn in full["multi_turns"][: task.turns.most]:
+        said = answer_text(turn["answer"])
+        yield Sample(
+            id=f"{name}-turn{len(earlier) + 1}",
+            context=full["context"],
+            input=turn["input"],
+            answers=(said,),
+            all_classes=None,
+            length=len(full["context"].split()),
+            row=name,
+            earlier=tuple(earlier),
+        )
+        # Miniature answers are spoken in more words than are scored.
+        earlier.append(Turn(turn["input"], turn.get("spoken") or said))
+
+
+def answer_text(answer: object) -> str:
+    """An answer as it is scored and said: the names of a list in a line each."""
+    return "\n".join(map(str, answer)) if isinstance(answer, list) else str(answer)
+
+
+def _is_turns(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(isinstance(turn, dict) and is_text(turn.get("input")) for turn in value)
+        and all(isinstance(turn.get("answer"), str | int | float | list) and turn["answer"] != [] for turn in value)
+    )
+
+
+def read_folder(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Where the rows of a task lie in a folder, and the rows. Raises ValueError where there are none."""
+    for file in (folder / f"{name}.jsonl", folder / "data" / f"{name}.jsonl"):
+        if file.is_file():
+            return str(file), [row for _, row in json_lines(longbench.read_file(file), str(file))]
+    files = sorted(folder.glob(f"{name}/test*.parquet")) or sorted(folder.glob(f"*/{name}/test*.parquet"))
+    if not files:
+        raise ValueError(f"{folder} holds no {name}.jsonl and no {name}/test*.parquet; give data=hub or data=PATH")
+    # Imported here, because it takes half a second.
+    import pyarrow.parquet as pq
+
+    try:
+        return str(files[0].parent), [row for file in files for row in pq.read_table(file).to_pylist()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{files[0].parent} cannot be read ({' '.join(str(error).split())[:160]})") from None
+
+
+def _read_hub(name: str) -> tuple[str, list[dict[str, Any]]]:
+    # Imported here, because it takes a second.
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(HUB_REPOSITORY, repo_type="dataset", allow_patterns=[f"*{name}/test*.parquet"]))
+    # Any exception: the client raises its own, the HTTP library's and the system's.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{name} of {HUB_REPOSITORY} did not come from the hub ({reason}); {HUB_REMEDY}") from None
+    # The hub's cache keeps files under snapshots/<commit>/.
+    return f"hub:{HUB_REPOSITORY}@{path.name}:{name}", read_folder(name, path)[1]
+
+
+def miniature_rows(name: str, source: str) -> Iterator[dict[str, Any]]:
+    """Rows in the closed vocabulary, the same on every machine: several look-ups in one context.
+
+    Raises ValueError for a task that has none.
+    """
+    if name not in MINIATURE:
+        raise ValueError(f"there is no miniature of task {name}; allowed: {', '.join(MINIATURE)}")
+    for index, length in enumerate(LENGTHS):
+        draw = Draw(f"{source}/{name}/0/{index}")
+        episode = KINDS[MINIATURE[name]](draw, int(DENSITY[source]["single"] * length), set())
+        asks = draw.some(episode.asks, NUM_TURNS)
+        turns = [
+            {"input": plain(ask.question), "answer": plain(ask.values), "spoken": "".join(ask.spoken)} for ask in asks
+        ]
+        yield {"id": index, "context": "".join(filler.context(draw, episode.facts, length))[1:], "multi_turns": turns}
