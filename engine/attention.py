@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from methods.base import Layer, Rest, Step, packed
 from methods.scores import logits as scaled_logits
-from methods.scores import merged, row_blocks
+from methods.scores import flash_takes, merged, row_blocks
 from methods.store import Part
 
 BACKENDS = ("sdpa", "flash", "eager")
@@ -97,8 +97,9 @@ def fused_lse(how: Dense, queries: Tensor, keys: Tensor, start: int) -> bool:
     """Whether torch's flash kernels take this call: on a GPU half precision, elsewhere the first chunk."""
     if how.window is not None and keys.shape[1] > how.window:
         return False
-    half = queries.dtype in (torch.float16, torch.bfloat16) and queries.shape[2] % 8 == 0 and queries.shape[2] <= 256
-    return half if queries.is_cuda else start == 0 and queries.device.type == "cpu"
+    if queries.is_cuda:
+        return flash_takes(queries)
+    return start == 0 and queries.device.type == "cpu"
 
 
 def sdpa_with_lse(layer: Layer, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

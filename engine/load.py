@@ -45,6 +45,8 @@ def load(spec: ModelSpec, device: str, dtype: str, attention: str, prefill_chunk
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     where = pick_device(device)
+    if where.index is not None:
+        torch.cuda.set_device(where)  # clocks and kernels act on the current device
     check_attention(attention, where)
     path, random = path_of(spec), spec.weights == "random"
     config = config_of(spec, path)

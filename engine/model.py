@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -60,7 +61,7 @@ class Model:
         """K+V bytes of one token over all selectable layers and KV heads, at the model's dtype."""
         return sum(2 * g.num_kv_heads * g.head_dim * g.dtype.itemsize for g in self.geometry if g.window is None)
 
-    @property
+    @cached_property
     def facts(self) -> ModelFacts:
         """What methods may know of this model."""
         first, rotary = self.geometry[0], rotary_of(self.network)

@@ -60,7 +60,8 @@ def top_k(scores: Tensor, k: int) -> Tensor:
     if k < n and scores.is_cuda and scores.dim() == 2 and scores.dtype == torch.float32:
         from methods.kernels.topk import top_k as kernel
 
-        return kernel(scores, k)
+        with torch.cuda.device_of(scores):
+            return kernel(scores, k)
     everywhere = torch.arange(n, device=scores.device).expand_as(scores)
     if k >= n:
         return everywhere
@@ -93,6 +94,12 @@ def merged(y: Tensor, lse: Tensor, rest: Rest) -> Tensor:
     if rest.value is not None:
         out = out + (1.0 - share[..., None]) * rest.value.float()
     return out.to(y.dtype)
+
+
+def flash_takes(rows: Tensor) -> bool:
+    """Whether torch's flash attention on a GPU takes rows [..,D] of this kind: half precision, from Ampere on."""
+    half = rows.dtype in (torch.float16, torch.bfloat16) and rows.shape[-1] % 8 == 0 and rows.shape[-1] <= 256
+    return half and torch.cuda.get_device_capability(rows.device) >= (8, 0)
 
 
 def row_blocks(num_rows: int, num_columns: int, num_heads: int) -> list[tuple[int, int]]:
@@ -170,8 +177,7 @@ class WindowSums(Observer):
         self.queries = torch.cat([self.queries, queries[:, -self.window :]], 1)[:, -self.window :]
 
     def finish(self, keys: Tensor, values: Tensor) -> Tensor:
-        half = keys.dtype in (torch.float16, torch.bfloat16) and keys.shape[2] % 8 == 0
-        fits = keys.is_cuda and half and self.layer.softcap is None
+        fits = keys.is_cuda and flash_takes(keys) and self.layer.softcap is None
         sums = self.fused(keys) if fits else self.plain(keys)
         if self.reduce == "sum":
             return group_sum(sums, self.layer.num_kv_heads)

@@ -64,8 +64,16 @@ def test_fused_prefill_agrees_with_eager_in_bfloat16(attention: str) -> None:
     if attention == "flash" and importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed")
     fused, plain = on_gpu(torch.bfloat16, attention), on_gpu(torch.bfloat16, "eager")
-    for name in ("full", "h2o", "pqcache"):
-        assert tokens(fused, name)[:4] == tokens(plain, name)[:4]
+    with torch.inference_mode():
+        found, expected = (
+            prefill(model, model.layers(0), prompt_ids(300), [Plan("h2o", method_of("h2o"), FIXED_BUDGET)])
+            for model in (fused, plain)
+        )
+    # Two halves of a tie may swap, so that tokens are no measure.
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0.05, atol=0.1)
+    for ours, theirs in zip(found.seen, expected.seen, strict=True):
+        [(_, sums)], [(_, wanted)] = ours.items(), theirs.items()
+        torch.testing.assert_close(sums, wanted, rtol=0.05, atol=0.1)
 
 
 def test_times_and_peak_memory_come_from_the_device() -> None:

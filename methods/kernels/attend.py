@@ -128,7 +128,7 @@ def share_tiles(dim: int, size: int, listed: bool, block: int | None = None) -> 
     """
     dims, ahead = triton.next_power_of_2(dim), 2 if size == 2 else 1
     return {"DIM": dim, "DIMS": dims, "BLOCK": block or (64 if dims <= 128 else 32),
-            "num_warps": 4 if dims * size <= 512 else 8, "num_stages": 1 + ahead * (2 if listed else 1)}  # fmt: skip
+            "num_warps": 4 if dims * size < 512 else 8, "num_stages": 1 + ahead * (2 if listed else 1)}  # fmt: skip
 
 
 def attend(

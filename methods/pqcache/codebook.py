@@ -45,7 +45,8 @@ def fit(keys: Tensor, num_sub: int, num_centroids: int, iterations: int, seed: i
         from methods.kernels.kmeans import kmeans as kernel
 
         points = keys.unflatten(-1, (num_sub, -1)).transpose(1, 2)  # a view in the keys' own type
-        return Codebook(*kernel(points, points[:, :, draw.to(keys.device)].float(), iterations))
+        with torch.cuda.device_of(keys):
+            return Codebook(*kernel(points, points[:, :, draw.to(keys.device)].float(), iterations))
     sub = split_heads(keys, num_sub)
     centroids, labels = kmeans(sub.flatten(0, 1), draw.to(keys.device), iterations)
     shape = sub.shape[:2]

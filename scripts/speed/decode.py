@@ -36,7 +36,7 @@ def decode(
     sheet: Sheet[DecodeRow],
     fits: Callable[[float], bool] = lambda seconds: True,
 ) -> list[int]:
-    """Rows of all contenders, added length by length. Returns the lengths for which, by the last one, no time is left.
+    """Rows of all contenders, added length by length. Returns the lengths for which, by the one before, no time was left.
 
     Raises ValueError for a method that cannot be run from a filled cache.
     """
@@ -57,15 +57,16 @@ def decode(
         for contender in contenders:
             stack.enter_context(contender.method.running())
         sample = sampled(model, prompt(model, asked.spec, how.sample))
-        took = 0.0
-        for number, length in enumerate(lengths):
-            if not fits(took * max(1.0, length / lengths[max(0, number - 1)])):
-                return list(lengths[number:])
+        per_token, skipped = 0.0, []
+        for length in lengths:
+            if not fits(per_token * length):
+                skipped.append(length)
+                continue
             began = time.monotonic()
             for row in at_length(Stage(model, asked.label, sample, length, how, speed), contenders):
                 sheet.add(row)
-            took = time.monotonic() - began
-    return []
+            per_token = (time.monotonic() - began) / length
+    return skipped
 
 
 @dataclass(frozen=True)
