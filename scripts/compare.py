@@ -87,7 +87,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="ROW",
         help="compare with runs that attended as many tokens on average; says how to make them",
     )
-    parser.add_argument("--unit", choices=("tok", "ratio"), default="tok", help="of --match's budgets (tok)")
+    parser.add_argument("--unit", choices=("tok", "ratio"), default="ratio", help="of --match's budgets (ratio)")
     parser.add_argument("--margin", type=float, default=1.0, metavar="POINTS", help="loss that does not matter (1)")
     parser.add_argument("--level", type=float, default=0.95, metavar="SHARE", help="of the intervals (0.95)")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="samples that the report shows a row (5)")

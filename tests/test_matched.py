@@ -60,13 +60,13 @@ def test_what_a_budget_spends() -> None:
 
 
 def test_commands_ask_what_corm_was_asked(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, [first, second] = said(capsys, results)
+    out, [first, second] = said(capsys, results, "--unit", "tok")
     assert first[:4] == ["-m", "method=h2o", "budget=59tok", "task=narrativeqa"]  # (40 + 60 + 6 * 63) / 8 = 59.75
     assert second[:4] == ["-m", "method=h2o", "budget=48tok", "task=hotpotqa"]  # (40 + 7 * 52) / 8 = 50.5
     assert "limit=8" in first and f"results={results}" in first
     assert not any(word.startswith("method.") for word in first)
     assert "narrativeqa: 2 of 8 prompts are within 59tok" in out and "corm 0.1" in out and "h2o 0.1" not in out
-    _, [one, _] = said(capsys, results, "method=snapkv,tova", "--unit", "ratio", "limit=6")
+    _, [one, _] = said(capsys, results, "method=snapkv,tova", "limit=6")
     assert one[1].startswith("method=snapkv,tova") and one[2].startswith("budget=0.") and one[-2] == "limit=6"
 
 
@@ -84,7 +84,7 @@ def test_the_command_is_that_of_runs_that_are_found_then(results: Path, capsys: 
 
 def test_an_incomplete_match_is_asked_again(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(results, "method=h2o", "budget=59tok", "task=narrativeqa", cost=ledger(59.0), change=without(3))
-    out, commands = said(capsys, results)
+    out, commands = said(capsys, results, "--unit", "tok")
     assert len(commands) == 2 and "incomplete: 7 of 8" in out
 
 
