@@ -1,6 +1,6 @@
 """Speed, as ratios measured side by side in one run.
 
-python -m scripts.bench all         # every speed goal with a verdict, within 8 minutes: for a GPU that is lent
+python -m scripts.bench all         # every speed goal with a verdict, within 8 minutes
 python -m scripts.bench decode model=tiny method=full,quest --lengths 1k,4k  # steps at fixed cache lengths, and floors
 python -m scripts.bench prefill model=tiny method=full,h2o --lengths 1k,2k   # first and second token
 python -m scripts.bench overlap     # PQCache's clustering beside the prefill against one after the other
