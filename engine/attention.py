@@ -11,8 +11,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from methods.base import Layer, Rest, Step, packed
-from methods.scores import logits as scaled_logits
 from methods.scores import flash_takes, merged, row_blocks
+from methods.scores import logits as scaled_logits
 from methods.store import Part
 
 BACKENDS = ("sdpa", "flash", "eager")
