@@ -140,8 +140,10 @@ class SlidingSlots(FixedStep):
         everything = torch.arange(self.num_kept + ring, device=layer.device).expand_as(self.positions)
         padded = bool((self.positions[:, : self.num_kept] < 0).any())
         self.rows = torch.where(self.positions >= 0, everything, -1) if padded else None
+        self.num_read = everything.numel()  # rows of all heads
         if self.rows is not None:
             self.rows[:, self.num_kept :] = everything[:, self.num_kept :]
+            self.num_read = int((self.rows >= 0).sum())
 
     def attend(self, queries: Tensor, k: Tensor, v: Tensor, now: Tensor) -> Read:
         place = now % (self.budget.local + 1) + self.num_kept
@@ -149,7 +151,7 @@ class SlidingSlots(FixedStep):
         return Read(attend(queries, self.k, self.v, self.rows, None, self.layer)[0], self.positions)
 
     def traffic(self, start: int, num_steps: int) -> Traffic:
-        return Traffic(kv=num_steps * self.row_bytes(self.positions.shape[1]))
+        return Traffic(kv=num_steps * self.row_bytes(1) * self.num_read // self.layer.num_kv_heads)
 
     def tensors(self) -> Iterable[tuple[str, Tensor]]:
         rows = () if self.rows is None else (("index", self.rows),)

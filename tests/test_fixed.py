@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from engine.generate import Answer, Question, Stop, answer, make_arm, prefill
 from engine.ledger import AuditError
 from engine.model import Model, rotary_of
 from engine.static import EVEN, begin, fixed_layers, reason_against
+from methods.adakv import AdaKV
 from methods.base import Budget, Index, Layer, Method
+from methods.expected import ExpectedAttention
 from methods.full import Full
 from methods.h2o.method import H2O
 from methods.kcache import KCache
@@ -37,6 +40,8 @@ METHODS: dict[str, Method] = {
     "h2o": H2O(),
     "h2o_mean": H2O(normalize=True, count_current=True),
     "snapkv": SnapKV(),
+    "adakv": AdaKV(),
+    "expected_attention": ExpectedAttention(),
     "pyramidkv": PyramidKV(),
     "sparq": SparQ(),
     "sparq_mean": SparQ(mean_value=True),
@@ -49,7 +54,7 @@ METHODS: dict[str, Method] = {
     "quest_max": Quest(page_tokens=5, reduce="max"),
 }
 TIERED = {"pq_host", "pq_lru", "pq_uncached"}
-SLOTS = {"window", "h2o", "h2o_mean", "snapkv", "pyramidkv"}
+SLOTS = {"window", "h2o", "h2o_mean", "snapkv", "adakv", "expected_attention", "pyramidkv"}
 
 
 def model(family: str = "llama", **changes: int) -> Model:
@@ -69,10 +74,16 @@ def both(model: Model, method: Method, budget: Budget = BUDGET) -> tuple[Answer,
     return static, eager
 
 
-@pytest.mark.parametrize("changes", [{}, MHA], ids=["grouped", "mha"])
+@lru_cache
+def usual(name: str, grouped: bool) -> tuple[Answer, Answer]:
+    """`both` at the usual budget, once for the tests that look at different sides of it."""
+    return both(model("llama", **({} if grouped else MHA)), METHODS[name])
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "mha"])
 @pytest.mark.parametrize("name", METHODS)
-def test_same_answer_and_audit(name: str, changes: dict[str, int]) -> None:
-    static, eager = both(model("llama", **changes), METHODS[name])
+def test_same_answer_and_audit(name: str, grouped: bool) -> None:
+    static, eager = usual(name, grouped)
     assert static.tokens == eager.tokens
     ours, theirs = static.ledger, eager.ledger
     assert (ours.attended_mean, ours.attended_max) == (theirs.attended_mean, theirs.attended_max)
@@ -82,7 +93,7 @@ def test_same_answer_and_audit(name: str, changes: dict[str, int]) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_same_traffic_but_for_free_slots(name: str) -> None:
     # An eager store of slots has up to 8 free ones, a static one has one; both are read.
-    static, eager = both(model(), METHODS[name])
+    static, eager = usual(name, True)
     row = 2 * 2 * 16 * 4 * 3  # K and V, KV heads, head dim, float32, layers
     slots = 9 * row if name in SLOTS else 0
     assert static.ledger.moved["kv"] == pytest.approx(eager.ledger.moved["kv"], abs=slots)
