@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+MANY = 500  # tests: a run of one file or two is over before a head start pays
 ALL_GOLDEN = Path(__file__).parent / "test_golden.py"
 
 
@@ -30,6 +34,27 @@ def pytest_configure(config: pytest.Config) -> None:
 
     golden.FOLDER = Path(given)
     config.args[:] = with_all_golden(config.args)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the process that tests of whole runs share: it imports for seconds, beside the tests that come first."""
+    if not session.config.option.collectonly and "tests.forks" in sys.modules and len(session.items) > MANY:
+        sys.modules["tests.forks"].server()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_workers() -> Iterator[None]:
+    """PQCache's clustering processes come from one that has imported torch already; `test_workers` takes real ones."""
+    from methods.pqcache.workers import Workers, prepare
+
+    def start(workers: Workers) -> ProcessPoolExecutor:
+        context = get_context("forkserver")
+        context.set_forkserver_preload([Workers.__module__])
+        return ProcessPoolExecutor(workers._num_workers, context, initializer=prepare)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workers, "_start", start)
+        yield
 
 
 def with_all_golden(arguments: Sequence[str]) -> list[str]:

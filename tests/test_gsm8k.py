@@ -19,11 +19,12 @@ from data.longbench import git_blob_sha1
 from engine.arm import Plan
 from engine.generate import Question, Stop, answer
 from engine.prompt import saying
-from eval.ask import rehearse, stop_of
+from eval.ask import stop_of
 from eval.job import load_rows, prepare
 from eval.longbench import score_sample
 from eval.loop import Loaded, run_group
 from eval.records import read_records
+from eval.rehearse import rehearse
 from tests.models import model_of, networks, prompt_ids
 from tests.runs import composed
 from tests.test_methods import method_of, tenth

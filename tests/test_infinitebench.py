@@ -21,9 +21,9 @@ from data.infinitebench import parse
 from data.infinitebench_made import RECIPES
 from data.longbench import git_blob_sha1
 from data.tokens import Cut, Vocabulary, in_bytes
-from eval.ask import rehearse
 from eval.job import load_rows, prepare
 from eval.longbench import score_sample
+from eval.rehearse import rehearse
 from eval.task_sets import INFINITEBENCH
 from tests.runs import composed
 from tests.test_infinitebench_scores import task_of

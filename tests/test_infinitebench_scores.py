@@ -15,6 +15,11 @@ from data.infinitebench import graded
 from eval.longbench import score_sample
 from eval.metrics import METRICS
 
+# As InfiniteBench lists it (88b3daa, compute_scores.py), the ASCII full stop included.
+CHINESE_MARKS = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
+    "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
 MC = ("Snow", "A lake", "Sun", "Rain")
 
 
@@ -73,6 +78,7 @@ def among(text: str, letter: str) -> tuple[str, ...]:
         ("longbook_qa_chn", "北京", ["北京大学"], 2 / 3),
         ("longbook_qa_chn", "京 北。“.！", ["北京"], 1.0),
         ("longbook_qa_chn", "《北京", ["北京"], 0.8),
+        ("longbook_qa_chn", "Q 北", ["上海", "q北"], 1.0),
         ("longbook_sum_eng", "a cat sat", ["a cat sat"], 1.0),
         ("longbook_sum_eng", "one two\nthree four", ["three four\none two"], 1.0),
         ("longbook_sum_eng", "one two three four", ["three four one two"], 0.5),
@@ -98,6 +104,10 @@ def test_rules_that_never_changed(name: str, prediction: str, answer: object, ex
         ("A bug in foo", "foo", "A", 0, 1),
         ("B", "foo", "B", 0, 1),
         ("B: it", "foo", "B", 1, 1),
+        ("answer: B", "foo", "B", 1, 1),
+        ("The correct option is: B", "foo", "B", 1, 1),  # "option" is blanked, "is:" is left
+        ("Is it foo? Option\nC", "foo", "C", 0, 1),
+        ("foo", "foo", "C", 0, 1),
         ("The **answer is:** `foo`", "foo", "C", 1, 1),
         ("The answer is:`foo`", "foo", "C", 1, 1),
         ("is: A, answer is: C", "foo", "C", 1, 1),
@@ -110,14 +120,39 @@ def test_code_debug(prediction: str, text: str, letter: str, june: float, august
     options = among(text, letter)
     assert score("code_debug", "june", prediction, [text, letter], options) == june
     assert score("code_debug", "official", prediction, text, options) == august
-    assert score("code_debug", "infllm", prediction, text, options) == june
+
+
+@pytest.mark.parametrize(
+    ("prediction", "text", "letter", "expected"),
+    [
+        ("B. foo", "foo", "B", 1),
+        ("B: it", "foo", "B", 1),
+        (" B. foo", "foo", "B", 0),  # unstripped, so that nothing is said: foo draws D
+        ("I think B", "foo", "B", 0),
+        ("I think B", "foo", "D", 1),  # the guess is right
+        ("", "get", "A", 1),  # get draws A
+        ("The answer is: B", "foo", "B", 1),
+        ("The answer is B", "foo", "B", 1),
+        ("The error is foo", "foo", "B", 1),
+        ("The **answer is:** `foo`", "foo", "C", 1),
+        ("The answer is: A", "foo", "D", 0),  # something is said: no guess
+        ("answer: A. The answer is B", "foo", "B", 1),  # either of the two sayings
+        ("The answer is A. Or: the error is B", "foo", "B", 0),  # the first of its kind
+        ("The answer is", "foo", "D", 0),
+        ("correct option is: B", "foo", "B", 1),  # "option" is blanked, "is:" is left
+    ],
+)
+def test_code_debug_in_infllm(prediction: str, text: str, letter: str, expected: float) -> None:
+    assert score("code_debug", "infllm", prediction, text, among(text, letter)) == expected
 
 
 @pytest.mark.parametrize(
     ("prediction", "text", "letter", "june", "august", "infllm"),
     [
         ("C", "Snow", "C", 1, 1, 1),
-        ("Snow", "Snow", "C", 1, 1, 1),
+        ("Snow", "Snow", "C", 1, 1, 0),  # InfLLM does not look at the whole
+        ("answer is now", "Snow", "C", 0, 0, 1),  # nor for more than a character of the text
+        ("answer is Ice", "Snow", "C", 0, 0, 0),
         ("The answer is C.", "Snow", "C", 1, 1, 1),
         ("answer is:C", "Snow", "C", 0, 1, 0),  # one character behind the prefix is skipped
         ("The option is Snow", "Snow", "C", 1, 1, 1),
@@ -160,6 +195,12 @@ def test_dialogue(prediction: str, names: list[str], june: float, august: float,
     assert score("longdialogue_qa_eng", "infllm", prediction, names) == infllm
 
 
+def test_zh_qa_deletes_its_own_list_of_punctuation() -> None:
+    for mark in CHINESE_MARKS:
+        assert score("longbook_qa_chn", "official", f"北{mark}京", ["北京"]) == 1.0, mark
+    assert all(score("longbook_qa_chn", "official", f"北{mark}京", ["北京"]) < 1.0 for mark in "《·．")
+
+
 def test_a_letter_that_a_row_gives_stands() -> None:
     assert graded(["foo", "D"], ["foo", "b", "c", "d"]) == (("foo",), ("foo", "b", "c", "foo"))
     assert graded(["D", "B"], MC) == (("D",), ("Snow", "D", "Sun", "Rain"))
@@ -178,7 +219,7 @@ def test_numbers_keep_their_kind() -> None:
 
 def test_the_rules_of_a_task_are_those_of_its_variant() -> None:
     for name, metrics in {
-        "code_debug": ("buggy_function", "buggy_function_june", "buggy_function", "buggy_function_june"),
+        "code_debug": ("buggy_function", "buggy_function_june", "buggy_function", "buggy_function_infllm"),
         "longbook_choice_eng": ("option", "option_june", "option", "option_infllm"),
         "longdialogue_qa_eng": ("speaker", "speaker_june", "speaker", "speaker_infllm"),
         "passkey": ("first_integer",) * 4,

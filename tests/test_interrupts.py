@@ -14,7 +14,8 @@ import pytest
 from eval.interrupts import Interrupted, interruptible
 from eval.records import read_lines
 from eval.run_folder import run_path
-from tests.test_run_folder import CONFIG, ROOT
+from tests.forks import ROOT
+from tests.test_run_folder import CONFIG
 
 
 def terminate() -> None:

@@ -17,11 +17,11 @@ from data.base import Task
 from data.longbench import git_blob_sha1
 from engine.ledger import AuditError
 from engine.prompt import Prompt, PromptRule, encode
-from eval.ask import rehearse
 from eval.job import Work, load_rows
 from eval.longbench import score_sample
 from eval.loop import Loaded, Seat, run_group
 from eval.records import read_records
+from eval.rehearse import rehearse
 from eval.report import rows as report_rows
 from eval.scores import derive
 from tests.runs import composed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -69,21 +70,28 @@ def used(method: Method, ledger: Ledger) -> float:
     return ledger.attended_mean if method.spread in ("layer", "model") else ledger.attended_max
 
 
+@lru_cache
+def dense(family: str, grouped: bool = True) -> tuple[Model, list[int]]:
+    """A model, and what Hugging Face itself answers with its weights."""
+    ours, theirs = networks(family, **({} if grouped else MHA))
+    return model_of(ours), greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+
+
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "mistral_sliding"])
 @pytest.mark.parametrize("name", ["full", *EXACT])
 def test_whole_budget_equals_generate(name: str, family: str) -> None:
-    ours, theirs = networks(family)
+    model, expected = dense(family)
     method = method_of(name)
-    found = ask(model_of(ours), name, None if name == "full" else whole(name, method), method)
-    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+    found = ask(model, name, None if name == "full" else whole(name, method), method)
+    assert list(found.tokens) == expected
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_whole_budget_equals_generate_without_groups(name: str) -> None:
-    ours, theirs = networks("llama", **MHA)
+    model, expected = dense("llama", grouped=False)
     method = method_of(name)
-    found = ask(model_of(ours), name, whole(name, method), method)
-    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+    found = ask(model, name, whole(name, method), method)
+    assert list(found.tokens) == expected
 
 
 VARIANTS: list[tuple[str, dict[str, object]]] = [
@@ -99,15 +107,15 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
 @pytest.mark.parametrize("family", ["llama3_rope", "qwen3", "gemma2"])
 @pytest.mark.parametrize(("name", "changes"), VARIANTS)
 def test_variants_with_a_whole_budget_equal_generate(name: str, changes: dict[str, object], family: str) -> None:
-    ours, theirs = networks(family)
+    model, expected = dense(family)
     method = method_of(name, **changes)
-    found = ask(model_of(ours), name, whole(name, method), method)
-    assert list(found.tokens) == greedy(theirs, prompt_ids(LENGTH), NUM_NEW)
+    found = ask(model, name, whole(name, method), method)
+    assert list(found.tokens) == expected
 
 
 @pytest.mark.parametrize("name", SELECTING)
 def test_budget_is_kept_and_used(name: str) -> None:
-    model = model_of(networks("llama")[0])
+    model, _ = dense("llama")
     method = method_of(name)
     budget = tenth(method, model)
     ledger = ask(model, name, budget, method).ledger
@@ -120,7 +128,7 @@ def test_budget_is_kept_and_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", SELECTING)
 def test_selection_changes_the_answer_or_at_least_the_reading(name: str) -> None:
-    model = model_of(networks("llama")[0])
+    model, _ = dense("llama")
     method = method_of(name)
     full, small = ask(model, "full", None), ask(model, name, tenth(method, model, "0.1"), method)
     assert full.ledger.attended_mean > 3 * small.ledger.attended_mean
@@ -128,7 +136,7 @@ def test_selection_changes_the_answer_or_at_least_the_reading(name: str) -> None
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_answer(name: str) -> None:
-    model = model_of(networks("llama")[0])
+    model, _ = dense("llama")
     method = method_of(name)
     budget = None if name in UNBUDGETED else tenth(method, model)
     first, second = ask(model, name, budget, method), ask(model, name, budget, method)
@@ -138,7 +146,7 @@ def test_same_seed_same_answer(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lockstep_rows_equal_single_runs(name: str) -> None:
-    model = model_of(networks("llama")[0])
+    model, _ = dense("llama")
     names = [name, "full", "h2o", "oracle"]
     methods = [method_of(n) for n in names]
     plans = [Plan(n, m, None if n in UNBUDGETED else tenth(m, model)) for n, m in zip(names, methods, strict=True)]
@@ -175,12 +183,12 @@ def test_question_after(name: str) -> None:
 @pytest.mark.parametrize("middle", [0, 1])
 def test_a_budget_with_nothing_to_choose_is_kept(name: str, middle: int) -> None:
     method = method_of(name)
-    found = ask(model_of(networks("llama")[0]), name, Budget(4, 10, middle), method)
+    found = ask(dense("llama")[0], name, Budget(4, 10, middle), method)
     assert used(method, found.ledger) <= 14 + middle
 
 
 def test_evicted_memory_is_really_freed() -> None:
-    model = model_of(networks("llama")[0])
+    model, _ = dense("llama")
     for name in ("h2o", "window"):
         method = method_of(name)
         ledger = ask(model, name, tenth(method, model), method).ledger
@@ -189,7 +197,7 @@ def test_evicted_memory_is_really_freed() -> None:
 
 @pytest.mark.parametrize("changes", [{}, {"normalize": True}, {"count_current": True}])
 def test_h2o_masked_answers_as_it_drops_and_says_that_it_frees_nothing(changes: dict[str, object]) -> None:
-    model = model_of(networks("llama")[0])
+    model, _ = dense("llama")
     drop, mask = method_of("h2o", **changes), method_of("h2o", mode="mask", **changes)
     real, simulated = ask(model, "h2o", tenth(drop, model), drop), ask(model, "h2o", tenth(mask, model), mask)
     assert real.tokens == simulated.tokens

@@ -12,7 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
+from configs.arguments import FOLDER
+from configs.build import typed
+from data.made import Needle
 from eval import infinitebench, longbench_v2, metrics, scbench
 from eval.metrics import METRICS, metric
 
@@ -51,9 +55,36 @@ def fresh() -> Iterator[None]:
 
 
 # The needle's and RULER's have cases of their own, in test_needle and test_ruler; others in their benchmark's test.
-RECALL = ("word_recall", "match_part", "match_all")
+RECALL = ("word_recall", "rouge_1", "match_part", "match_all")
 INFINITEBENCH = ("char_f1", "rouge_lsum", *infinitebench.RULES)
-LATER = ("last_number", *longbench_v2.RULES, *scbench.RULES)
+LATER = ("last_number", "repeated_function", *longbench_v2.RULES, *scbench.RULES)
+
+
+NEEDLE = "The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day."
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected", "recall"),
+    [
+        ("eat a sandwich and sit in Dolores Park on a sunny day.", 0.72727, 1.0),
+        (NEEDLE, 1.0, 1.0),
+        ("go to the beach", 0.16, 0.0),
+        ("eating sandwiches", 2 * 2 / 23, 0.0),  # stems
+        ("", 0.0, 0.0),
+    ],
+)
+def test_a_needle_by_the_score_that_is_stored_and_the_one_in_figures(
+    prediction: str, expected: float, recall: float
+) -> None:
+    assert METRICS["rouge_1"](prediction, NEEDLE, None) == pytest.approx(expected, abs=1e-5)
+    assert METRICS["word_recall"](prediction, NEEDLE.partition(" is ")[2], None) == recall
+
+
+def test_each_score_of_a_needle_is_of_its_own_part() -> None:
+    values = yaml.safe_load((FOLDER / "task" / "needle.yaml").read_text(encoding="utf-8"))
+    needle = typed(Needle, values["needle"], "task.needle")
+    assert answer_of(needle, "rouge_1") == NEEDLE
+    assert NEEDLE.endswith(answer_of(needle, "word_recall")) and answer_of(needle, "match_part") in NEEDLE
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in (*RECALL, *INFINITEBENCH, *LATER)])

@@ -12,13 +12,15 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from configs.compose import compose_config, job
-from data.base import Needle, Sample, Task
+from data.base import Sample, Task
+from data.made import Needle
 from data.needle import NOISE, Cell, before, cell_of, hide, load
 from data.tokens import Cut, Vocabulary, in_bytes, tokens_of
 from eval.asked import read_rows
 from eval.job import Rows, load_rows, prepare
 from eval.metrics import METRICS
 from eval.recall import match_all, match_part, word_recall
+from eval.records import Record
 from eval.run_file import read_run
 from scripts.compare import wanted
 from scripts.needle import main, read_grids, scored
@@ -227,6 +229,11 @@ def test_the_phrase_is_asked_for_by_its_metric() -> None:
     assert first.answers == ("eat a sandwich and sit in Dolores Park",)
 
 
+def dense(number: int, record: Record) -> Record:
+    """The first prompt is within the budget."""
+    return replace(record, dense_short=number == 0)
+
+
 def test_heat_maps_are_of_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("task=needle", "task.needle.miniature_lengths=[300,400]", "task.needle.depths=[0,50]", "method=window")
     folder = make(tmp_path, *words, scores=(1.0, 0.5, 0.25))
@@ -236,7 +243,7 @@ def test_heat_maps_are_of_the_records(tmp_path: Path, capsys: pytest.CaptureFixt
     assert grid.word_recall is not None and grid.phrase is not None
     assert grid.word_recall.value == pytest.approx(175 / 3) and grid.phrase.value == pytest.approx(100 / 3)
     make(tmp_path, *words[:-1], "method=full", scores=(1.0,) * 4)
-    make(tmp_path, *words[:-1], "method=h2o", "compensate=1/128", scores=(1.0,) * 4)
+    make(tmp_path, *words[:-1], "method=h2o", "compensate=1/128", scores=(1.0,) * 4, change=dense)
     argv = ["--results", str(tmp_path), "--out", str(tmp_path / "sub" / "map.png")]
     assert main(argv) == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[:3]] == [
@@ -244,6 +251,8 @@ def test_heat_maps_are_of_the_records(tmp_path: Path, capsys: pytest.CaptureFixt
         "tiny · h2o 0.1 · miniature",
         "tiny · window 0.1 · miniature",
     ]
+    assert main([*argv, "method=h2o"]) == 0
+    assert "(4 of 4 samples, 1 dense)" in capsys.readouterr().out
     assert main([*argv, "method=window"]) == 0
     assert (
         "tiny · window 0.1 · miniature: word recall 58.3 [25.0, 100.0], phrase 33.3 [0.0, 100.0] (3 of 4 samples)"

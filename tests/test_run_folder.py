@@ -7,10 +7,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from eval.run_file import NOT_HASHED, config_hash, read_run
 from eval.run_folder import RunFolder, run_path, safe_name
 from tests.test_records import answer
 
-ROOT = Path(__file__).parents[1]
+FORK = get_context("fork")  # a process that writes files needs no start-up of its own
 CONFIG: dict[str, Any] = {
     "model": {"path": "org/name", "sink": 4},
     "method": {"name": "pqcache", "num_bits": 6, "layers": [0, 1]},
@@ -172,36 +173,38 @@ def test_a_failed_opening_gives_the_lock_back(tmp_path: Path, monkeypatch: pytes
         assert len(folder.run.sessions) == 1
 
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from tests.test_run_folder import open_run
-folder = open_run(Path(sys.argv[1]), None if sys.argv[2] == "None" else int(sys.argv[2]))
-print("open", flush=True)
-time.sleep(60)
-"""
+def keep_open(results: Path, shard: int | None, is_open: Event) -> None:
+    with open_run(results, shard):
+        is_open.set()
+        time.sleep(60)
 
 
-def hold(results: Path, shard: int | None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-B", "-c", HOLDER, str(results), str(shard)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None and child.stdout.readline() == "open\n"
+def hold(results: Path, shard: int | None) -> ForkProcess:
+    is_open = FORK.Event()
+    child = FORK.Process(target=keep_open, args=(results, shard, is_open))
+    child.start()
+    assert child.pid and is_open.wait(20)
     return child
 
 
 @pytest.fixture
-def holders(tmp_path: Path) -> Iterator[dict[int | None, subprocess.Popen[str]]]:
-    children: dict[int | None, subprocess.Popen[str]] = {}
+def holders(tmp_path: Path) -> Iterator[dict[int | None, ForkProcess]]:
+    children: dict[int | None, ForkProcess] = {}
     yield children
     for child in children.values():
         child.kill()
-        child.communicate()
+        child.join()
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [(None, None), (3, 3), (None, 0), (3, None)])
 def test_a_second_writer_is_refused_until_the_first_is_killed(
-    tmp_path: Path, holders: dict[int | None, subprocess.Popen[str]], theirs: int | None, ours: int | None
+    tmp_path: Path,
+    holders: dict[int | None, ForkProcess],
+    theirs: int | None,
+    ours: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("eval.locks._PROBE_S", 0.1)
     child = holders[theirs] = hold(tmp_path, theirs)
     path = run_path(tmp_path, "org/name", "qasper", "pqcache", CONFIG)
     with pytest.raises(FolderInUse) as caught:
@@ -210,13 +213,13 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(
     assert str(path) in text and f"process {child.pid} on " in text and "\n" not in text
     assert len(read_run(path).sessions) == 1
     child.kill()
-    child.wait()
+    child.join()
     with open_run(tmp_path, ours) as folder:
         folder.append(answer("a"))
 
 
 def test_shards_write_side_by_side_and_the_same_process_is_no_exception(
-    tmp_path: Path, holders: dict[int | None, subprocess.Popen[str]]
+    tmp_path: Path, holders: dict[int | None, ForkProcess]
 ) -> None:
     holders[0] = hold(tmp_path, 0)
     with open_run(tmp_path, 1) as one, open_run(tmp_path, 2) as two:
@@ -240,46 +243,48 @@ def test_shared_files_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.Mo
         pass
 
 
-# A slow disk that takes 40 bytes at a time, so that kills land within lines.
-WRITER = """
-import os, sys, time
-from pathlib import Path
-from tests.test_run_folder import asked, open_run
-real, pause = os.write, float(sys.argv[2])
-os.write = lambda handle, data: time.sleep(pause) or real(handle, data[:40])
-with open_run(Path(sys.argv[1])) as folder:
-    done = folder.done()
-    for record in asked():
-        if record.id not in done:
-            folder.append(record)
-"""
+def write(results: Path, pause: float) -> None:
+    """All records, to a slow disk that takes 40 bytes at a time, so that kills land within lines."""
+    real = os.write
+
+    def slowly(handle: int, data: bytes) -> int:
+        time.sleep(pause)
+        return real(handle, data[:40])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "write", slowly)
+        with open_run(results) as folder:
+            done = folder.done()
+            for record in asked():
+                if record.id not in done:
+                    folder.append(record)
 
 
 def asked() -> list[Record]:
-    return [answer(f"s{number}", number / 400, f"{number} " * 300) for number in range(400)]
+    return [answer(f"s{number}", number / 200, f"{number} " * 300) for number in range(200)]
 
 
-def kill_after(child: subprocess.Popen[bytes], path: Path, num_bytes: int) -> None:
+def kill_after(child: ForkProcess, path: Path, num_bytes: int) -> None:
     """SIGKILL once the file has grown by so many bytes: by progress, so that a slow machine sees the same kills."""
     start = path.stat().st_size if path.exists() else 0
-    while child.poll() is None and (path.stat().st_size if path.exists() else 0) - start < num_bytes:
+    while child.exitcode is None and (path.stat().st_size if path.exists() else 0) - start < num_bytes:
         time.sleep(0.0005)
     child.kill()
-    child.wait()
+    child.join()
 
 
 def test_twenty_kills_at_random_moments_resume_to_the_complete_set(tmp_path: Path) -> None:
     rng = random.Random(0)
     folder = run_path(tmp_path, "org/name", "qasper", "pqcache", CONFIG)
     path = folder / "records.jsonl"
-    command = [sys.executable, "-B", "-c", WRITER, str(tmp_path)]
     num_torn = 0
     for _ in range(20):
-        child = subprocess.Popen([*command, "0.0003"], cwd=ROOT)
-        kill_after(child, path, rng.randrange(1, 20_000))
-        assert child.returncode == -signal.SIGKILL
+        child = FORK.Process(target=write, args=(tmp_path, 0.0003))
+        child.start()
+        kill_after(child, path, rng.randrange(1, 8_000))
+        assert child.exitcode == -signal.SIGKILL
         num_torn += not path.read_bytes().endswith(b"\n")
     assert num_torn >= 5, "the kills missed what they are for"
-    subprocess.run([*command, "0"], cwd=ROOT, check=True)
+    write(tmp_path, 0.0)
     assert list(read_lines(path).records) == asked()
     assert len(read_run(folder).sessions) == 21

@@ -21,8 +21,9 @@ import pytest
 from eval import tracking
 from eval.scores import derive, write
 from scripts import wandb_log, wandb_sync
+from tests.forks import ROOT
 from tests.test_records import answer
-from tests.test_run_folder import ROOT, open_run
+from tests.test_run_folder import open_run
 from tests.test_scores import FULL_LEDGER, HEADER
 
 KEY = "0123456789" * 4

@@ -196,9 +196,12 @@ def test_a_conversation_that_grows_too_long_is_an_error(tmp_path: Path) -> None:
     folder.mkdir()
     turns = [{"input": "ka", "answer": "b " * 400}, {"input": "re", "answer": "c"}]
     (folder / "scbench_kv.jsonl").write_text(json.dumps({"id": 1, "context": "a " * 100, "multi_turns": turns}) + "\n")
-    answered = run(tmp_path, "method=full", f"data={folder}", "model.max_prompt=1000", "task.max_new_tokens=2")
+    words = ("model.max_prompt=1000", "task.max_new_tokens=2")
+    answered = run(tmp_path, "method=full", f"data={folder}", *words, "truncate=false")
     assert answered["1-turn1"].error is None
     assert "over model.max_prompt=1000" in (answered["1-turn2"].error or "")
+    cut = run(tmp_path, "method=full", f"data={folder}", *words)
+    assert all(record.truncated and record.error is None for record in cut.values())
 
 
 def test_a_chat_goes_on_where_the_assistant_speaks() -> None:

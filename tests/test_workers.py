@@ -29,6 +29,11 @@ KEYS = torch.randn(2, 600, 16, generator=torch.Generator().manual_seed(0))
 LONG = torch.randn(2, 20_000, 64, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_workers() -> None:
+    """Here processes start as they do outside of tests."""
+
+
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
     found = Workers()
