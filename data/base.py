@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
 
-from data.turns import Turn, Turns
+from data.made import Needle, Ruler
+from data.turns import Part, Turn, Turns
 from data.variants import Conclusion, Gsm8k, InfiniteBench, LongBenchV2
 
 
@@ -24,83 +24,6 @@ class Miniature:
     max_new_tokens: int
     extract: str
     join: str = " "
-
-
-@dataclass(frozen=True)
-class Needle:
-    """A needle in a haystack: rows that are made for the run's tokenizer, one for each length, depth and repeat.
-
-    needle: the hidden text. question: what `{input}` becomes. answer: what word recall is taken of. phrase: the
-        shorter text that `metric=match_part` looks for.
-    lengths: tokens of a row; its context, needle included, has exactly `buffer` fewer.
-    depths: percent of the haystack before the needle; see `place`.
-    miniature_lengths: `lengths` of miniature rows, whose needles and haystacks are made of the closed vocabulary.
-    repeats: rows of one cell; all but the first begin at another sentence, which `seed` draws.
-    place: "sentence" steps back to the end of a sentence, as the original does; "token" stays at the nominal token.
-    haystack: "essays" (the *.txt files of the folder `data` names) or "noise" (RULER's five repeated sentences).
-    """
-
-    needle: str
-    question: str
-    answer: str
-    phrase: str
-    lengths: tuple[int, ...]
-    depths: tuple[float, ...]
-    miniature_lengths: tuple[int, ...]
-    buffer: int = 200
-    repeats: int = 1
-    seed: int = 0
-    place: Literal["sentence", "token"] = "sentence"
-    haystack: Literal["essays", "noise"] = "essays"
-
-    def __post_init__(self) -> None:
-        for name in ("lengths", "miniature_lengths"):
-            if not getattr(self, name) or min(getattr(self, name)) <= self.buffer or self.buffer < 0:
-                raise ValueError(
-                    f"task.needle.{name}={list(getattr(self, name))}: give lengths over buffer={self.buffer}"
-                )
-        if not self.depths or not all(0 <= depth <= 100 for depth in self.depths):
-            raise ValueError(f"task.needle.depths={list(self.depths)}: give percents from 0 to 100")
-        if self.repeats < 1:
-            raise ValueError(f"task.needle.repeats={self.repeats}: give 1 or more")
-        for name in ("lengths", "miniature_lengths", "depths"):
-            if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(
-                    f"task.needle.{name}={list(getattr(self, name))}: a value stands twice; give each once"
-                )
-
-
-@dataclass(frozen=True)
-class Ruler:
-    """How the rows of a RULER task are made; see `data.ruler`.
-
-    kind: "niah" (needles), "vt" (chains of variables), "cwe" and "fwe" (frequent words) or "qa" (questions about one of
-        many documents). length: most tokens of prompt, answer prefix and answer together.
-    miniature_samples: `samples` of miniature rows, which have the same length.
-    haystack: what needles are hidden in; "essay" is the *.txt files of the folder that `data` names.
-    key, value: what a needle says. keys, values, queries: how many keys, values of each, and keys asked for.
-    instruction: what a context begins with, behind its solved example (vt and cwe).
-    documents: whose questions and documents (qa); their file lies in the folder that `data` names.
-    """
-
-    kind: Literal["niah", "vt", "cwe", "fwe", "qa"]
-    length: int = 4096
-    samples: int = 500
-    miniature_samples: int = 24
-    seed: int = 42
-    haystack: Literal["none", "noise", "essay", "needle"] = "none"
-    key: Literal["words", "uuids"] = "words"
-    value: Literal["numbers", "words", "uuids"] = "numbers"
-    keys: int = 1
-    values: int = 1
-    queries: int = 1
-    instruction: str = ""
-    documents: Literal["none", "squad", "hotpotqa"] = "none"
-
-    def __post_init__(self) -> None:
-        for name in ("length", "samples", "miniature_samples", "keys", "values", "queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"task.ruler.{name}={getattr(self, name)}: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -159,6 +82,21 @@ class Task:
     def varied(self) -> InfiniteBench | LongBenchV2 | None:
         """The benchmark that is asked in several ways, and which of them is chosen."""
         return self.infinitebench or self.longbench_v2
+
+    def of(self, sample: Sample) -> Task:
+        """This task as a sample is asked: where rows mix tasks, with the metric and the length of its own."""
+        part = next((part for part in self.parts if part.name in sample.groups), None)
+        return self if part is None else replace(self, metric=part.metric, max_new_tokens=part.max_new_tokens)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The tasks that a row mixes, if it does."""
+        return () if self.turns is None else self.turns.parts
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What the samples are scored by: one metric, but where rows mix tasks."""
+        return tuple(dict.fromkeys(part.metric for part in self.parts)) or (self.metric,)
 
     @property
     def conclusion(self) -> Conclusion | None:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data import filler, longbench
-from data.base import Dataset, Needle, Task
+from data.base import Dataset, Task
 from data.kinds import KINDS
 from data.longbench import git_blob_sha1
+from data.made import Needle
 from data.tokens import Cut, Spans
 from data.words import Draw
 
@@ -71,10 +72,15 @@ def load(task: Task, source: str, cut: Cut) -> Dataset:
         where, rows = source, miniature_rows(needle, source, cut)
     else:
         where, text = haystack(needle, source)
-        rows = real_rows(needle, text, needle.phrase if task.metric == "match_part" else needle.answer, cut)
+        rows = real_rows(needle, text, answer_of(needle, task.metric), cut)
     data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     samples = longbench.parse(data, f"{task.name} of {where}")
     return Dataset(samples, where, git_blob_sha1(data), official=None, miniature=small)
+
+
+def answer_of(needle: Needle, metric: str) -> str:
+    """What a prediction is compared with: the metrics of needles each take another part of it."""
+    return {"match_part": needle.phrase, "rouge_1": needle.needle.strip()}.get(metric, needle.answer)
 
 
 def haystack(needle: Needle, source: str) -> tuple[str, str]:

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+# What templates may name besides context, input and answer; see `data.scbench`.
+FIELDS = ("prefix", "first", "OPTION_A", "OPTION_B", "OPTION_C", "OPTION_D")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the tasks that a row mixes: how its questions are scored, and the most tokens of their answers.
+
+    name: what its questions say in `task`.
+    """
+
+    name: str
+    metric: str
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} of {self.name} is out of range: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -16,6 +36,11 @@ class Turns:
     most: questions of a row that are asked, the first ones.
     follow: what a conversation goes on with, `{answer}` before `{input}`; chat_follow: the user's part of it, where a
         chat template says how turns end. miniature_follow: `follow` of miniature rows.
+    chat_begun: what the answers of a chat begin with, but for the first one.
+    request: what a request asks, with `{context}`, where its beginning must not be that of one question; None: the
+        task's prompt.
+    parts: the tasks that a row mixes, with metrics and lengths that stand for the task's own; each is also scored by
+        itself.
     """
 
     follow: str
@@ -24,6 +49,9 @@ class Turns:
     mode: Literal["conversation", "requests"] = "conversation"
     answers: Literal["gold", "own"] = "gold"
     most: int = 5
+    chat_begun: str = ""
+    request: str | None = None
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.most < 1:
@@ -46,16 +74,17 @@ class Turns:
 
 
 def _holds_input(text: str) -> bool:
-    """Whether a template has `{input}`, and nothing in braces but that and `{answer}`."""
+    """Whether a template has `{input}`, and nothing in braces but that, `{answer}` and FIELDS."""
     try:
-        return "<input>" in text.format(answer="", input="<input>")
+        return "<input>" in text.format(answer="", input="<input>", **dict.fromkeys(FIELDS, ""))
     except (ValueError, LookupError):
         return False
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question that was asked before, and its answer."""
+    """A question that was asked before, its answer, and what templates name of it besides."""
 
     input: str
     answer: str
+    fields: Mapping[str, str] = field(default_factory=dict)

@@ -23,7 +23,8 @@ class InfiniteBench:
     variant: "official" (the repository's prompts for GPT-4, scored by its rules since August 2024), or one of these:
     june: the official prompts, scored by the rules until then.
     yarn: the repository's completion prompts for local base models, without a chat template.
-    infllm: the prompts, generation lengths and (but for Code.Debug's guess) rules of InfLLM, which PQCache copies.
+    infllm: the prompts, generation lengths and rules of InfLLM, which PQCache copies; of questions that its own script
+        does not ask (En.QA, Zh.QA, En.Dia) the answers are taken as texts, not character by character.
     tokens: make rows of that many tokens (synthetic tasks only) instead of reading the published ones.
     samples, seed: of rows that are made. miniature_lengths: tokens of the contexts of miniature rows.
     """

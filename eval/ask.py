@@ -27,37 +27,10 @@ from eval.diagnostics import DIAGNOSTICS, SELECTIONS, wanted, write_arrays
 from eval.job import Work
 from eval.json_files import encode as encode_text
 from eval.longbench import score_sample
-from eval.metrics import metric
 from eval.records import Record
 from eval.turns import render_turn, told
 from methods.base import Budget
 from methods.budget import parse_budget, resolve
-
-
-def rehearse(work: Work) -> None:
-    """Refuse, before a model is loaded, what would fail for every sample. Raises ValueError."""
-    task = work.task
-    metric(task.metric, work.job.settings.fuzz)
-    rule_of(work)
-    if "{context}" not in task.prompt and work.job.settings.protocol == "question_after":
-        raise ValueError(
-            "protocol=question_after: task.prompt has no {context} that could end; give protocol=longbench"
-        )
-    if task.max_new_tokens < 1:
-        raise ValueError(f"task.max_new_tokens={task.max_new_tokens} is out of range: give 1 or more")
-    fields = work.samples[0].fields if work.samples else {}
-    refuse_braces("prompt", task.prompt, ["context", "input", *fields])
-    refuse_braces("answer_prefix", task.answer_prefix, ["input"])
-    if task.conclusion is not None:
-        refuse_braces("longbench_v2.conclusion.prompt", task.conclusion.prompt, ["input", "reasoning", *fields])
-
-
-def refuse_braces(name: str, template: str, allowed: Sequence[str]) -> None:
-    """Raise ValueError for a template of the task that names more than what is there."""
-    try:
-        template.format(**dict.fromkeys(allowed, ""))
-    except (ValueError, LookupError) as error:
-        raise ValueError(f"task.{name} has more in braces than {{{'}, {'.join(allowed)}}}: {error!r}") from error
 
 
 def ask(
@@ -84,7 +57,7 @@ def ask(
             arms.append(Asking(work.folder, plan, number))
         except Exception as error:
             found[number] = broken(sample, prompt, error, began)
-    stop, decode = stop_of(works[0].task, model), works[0].job.settings.decode
+    stop, decode = stop_of(works[0].task.of(sample), model), works[0].job.settings.decode
     question = Question(prompt.ids, seed_of(works[0], sample), stop, prompt.context_end, decode)
     for reply in replies(model, question, arms, crowd, kept):
         if isinstance(reply.answer, Exception):
@@ -252,7 +225,9 @@ def record_of(work: Work, model: Model, sample: Sample, prompt: Prompt, reply: A
     return Record(
         id=sample.id,
         prediction=prediction,
-        score=score_sample(work.task, prediction, sample.answers, sample.all_classes, work.job.settings.fuzz),
+        score=score_sample(
+            work.task.of(sample), prediction, sample.answers, sample.all_classes, work.job.settings.fuzz
+        ),
         num_prompt_tokens=len(prompt.ids),
         num_new_tokens=len(reply.tokens),
         prompt_sha=prompt.sha,

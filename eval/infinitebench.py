@@ -5,6 +5,7 @@ What a row lists, its options or else all its answers, comes as the `all_classes
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -13,6 +14,8 @@ WORD_ENDS = "\n:\"'.,?!{}"
 OPTION_ENDS = "\n\"'.,?!{}"
 OPTION_SAID = ("answer is:", "answer:", "answer is", "option is")
 FUNCTION_SAID = ("answer is:", "is:", "answer:", "correct option is:")
+# InfLLM looks for one of the first, then behind that for one of the second.
+FUNCTION_SAID_INFLLM = (("answer is:", "is:", "answer:"), ("answer is", "error is"))
 # A dot stops at the end of a line: the last letter of the first line that has one.
 LAST_OPTION = re.compile(r"\b[A-D]\b(?!.*\b[A-D]\b)")
 LAST_FUNCTION = re.compile(r"\b[A-J]\b(?!.*\b[A-J]\b)")
@@ -86,12 +89,21 @@ def option(prediction: str, truth: str, all_classes: Sequence[str] | None) -> fl
 
 def option_june(prediction: str, truth: str, all_classes: Sequence[str] | None) -> float:
     """En.MC until August 2024: the first character, the whole, what follows "answer is" or the first such word."""
-    return float(_chosen(prediction.strip(), (truth, letter(truth, all_classes))))
+    text, right = prediction.strip(), (truth, letter(truth, all_classes))
+    if _begins(text):
+        return float(text[:1] in right)
+    return float(text in right or _chosen(text, right, right))
 
 
 def option_infllm(prediction: str, truth: str, all_classes: Sequence[str] | None) -> float:
-    """En.MC in InfLLM: unstripped, and the better of the answer's text and its letter, each judged alone."""
-    return float(any(_chosen(prediction, (right,)) for right in (truth, letter(truth, all_classes))))
+    """En.MC in InfLLM (12b7079): unstripped, and the better of the answer's text and its letter, each judged alone.
+
+    Behind "answer is" any character of the text will do: it is taken for a list of answers.
+    """
+    either = (truth, letter(truth, all_classes))
+    if _begins(prediction):
+        return float(prediction[:1] in either)
+    return float(any(_chosen(prediction, (right,), tuple(right)) for right in either))
 
 
 def buggy_function(prediction: str, truth: str, all_classes: Sequence[str] | None) -> float:
@@ -113,6 +125,23 @@ def buggy_function_june(prediction: str, truth: str, all_classes: Sequence[str] 
     return float(bool(_after(_plain(prediction), FUNCTION_SAID, right)))
 
 
+def buggy_function_infllm(prediction: str, truth: str, all_classes: Sequence[str] | None) -> float:
+    """Code.Debug in InfLLM (12b7079): as in June, but unstripped at first and with other sayings.
+
+    Where nothing of the kind is said, a letter that is drawn by the function's name counts as the answer.
+    """
+    right = (letter(truth, all_classes), truth)
+    if prediction[:2] in (f"{right[0]}.", f"{right[0]}:"):
+        return 1.0
+    text, found = _plain(prediction), list[bool]()
+    for sayings in FUNCTION_SAID_INFLLM:
+        rest = _behind(text, sayings)
+        if rest is not None:
+            text = rest
+            found.append(rest.startswith(right))
+    return float(any(found) if found else random.Random(truth).choice(LETTERS) == right[0])
+
+
 RULES: Mapping[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "first_integer": first_integer,
     "has_word": has_word,
@@ -127,6 +156,7 @@ RULES: Mapping[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "option_infllm": option_infllm,
     "buggy_function": buggy_function,
     "buggy_function_june": buggy_function_june,
+    "buggy_function_infllm": buggy_function_infllm,
 }
 
 
@@ -144,13 +174,15 @@ def blanked(text: str, characters: Iterable[str]) -> str:
     return text
 
 
-def _chosen(text: str, right: tuple[str, ...]) -> bool:
-    if not text or text[0] in LETTERS:
-        return text[:1] in right
-    if text in right:
-        return True
+def _begins(text: str) -> bool:
+    """Whether the first character decides: it is an option's letter, or there is none."""
+    return not text or text[0] in LETTERS
+
+
+def _chosen(text: str, right: tuple[str, ...], behind: tuple[str, ...]) -> bool:
+    """What a text chooses by more than its beginning. behind: what is right behind "answer is"."""
     text = re.sub(" +", " ", blanked(text, OPTION_ENDS))
-    said = _after(text, OPTION_SAID, right)
+    said = _after(text, OPTION_SAID, behind)
     if said is not None:
         return said
     # A stretch of the alphabet such as AB counts as a word that chooses.
@@ -163,8 +195,11 @@ def _plain(prediction: str) -> str:
 
 
 def _after(text: str, sayings: Sequence[str], right: tuple[str, ...]) -> bool | None:
-    """Whether a right answer stands one character behind the first saying that is there; None: none is."""
-    for saying in sayings:
-        if saying in text:
-            return text.partition(saying)[2][1:].startswith(right)
-    return None
+    """Whether a right answer stands behind the first saying that is there; None: none is."""
+    rest = _behind(text, sayings)
+    return None if rest is None else rest.startswith(right)
+
+
+def _behind(text: str, sayings: Sequence[str]) -> str | None:
+    """The text from one character behind the first of these that is there; None: none is."""
+    return next((text.partition(saying)[2][1:] for saying in sayings if saying in text), None)

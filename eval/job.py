@@ -93,7 +93,7 @@ class Work:
             method=job.method_name,
             budget=self.config["budget"],
             protocol=job.settings.protocol,
-            metric=self.task.metric,
+            metric="+".join(self.task.metrics),
             miniature=self.dataset.miniature,
             e=self.task.e,
             metric_backend=job.settings.fuzz if code else None,
@@ -149,7 +149,12 @@ def load_rows(job: Job) -> Rows:
 
 
 def refuse_replaced(task: Task, argv: Sequence[str]) -> None:
-    """Raise ValueError for overrides that the task's variant would replace; they would look as if they acted."""
+    """Raise ValueError for overrides that a task's variant or parts replace; they would look as if they acted."""
+    for name in ("metric", "max_new_tokens") if task.parts else ():
+        if any(word.lstrip("+").startswith(f"task.{name}=") for word in argv):
+            raise ValueError(
+                f"task.{name} does not act, as the parts of this task have their own; give task.turns.parts"
+            )
     if task.varied is None:
         return
     for name, value in asdict(task.varied.chosen).items():

@@ -19,14 +19,14 @@ def source_of(job: Job) -> str:
 
 
 def rows_of(job: Job) -> Rows:
-    """The rows of a job; those of the hub, and those that are not on this machine, as LongBench's own without content.
+    """The rows of a job; LongBench's from the hub, and those that are not on this machine, as its own without content.
 
     A run's folder needs no more of them than their hash. Raises ValueError for rows that are here and malformed.
     """
     source = source_of(job)
     here = source != "hub" and Path(source).expanduser().exists()
     revision = job.task.blob_e if job.task.e else job.task.blob
-    if job.task.made or source in miniature.DENSITY or here or job.task.varied or job.task.gsm8k:
+    if job.task.made or source in miniature.DENSITY or here or job.task.benchmark != "longbench":
         return load_rows(job)
     return Rows(job.task, Dataset((), source, revision or "", official=True), source)
 

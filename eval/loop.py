@@ -152,7 +152,7 @@ def settled(seat: Seat) -> dict[str, Any]:
 def go_through(seats: Sequence[Seat], bar: Bar | None, loaded: Loaded) -> None:
     """Load the model, ask all samples, settle."""
     # Imported here: a run that is complete needs no model, nor the seconds that this takes.
-    from eval.ask import rehearse
+    from eval.rehearse import rehearse
 
     for seat in seats:
         with seat.own():

@@ -12,9 +12,9 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
 
-from eval import infinitebench, longbench_v2, scbench
+from eval import functions, infinitebench, longbench_v2, scbench
 from eval.gsm8k import last_number
-from eval.recall import match_all, match_part, word_recall
+from eval.recall import match_all, match_part, rouge_1, word_recall
 
 # (prediction, one reference answer, the task's classes or None) -> score in 0..1
 Metric = Callable[[str, str, Sequence[str] | None], float]
@@ -128,6 +128,7 @@ METRICS: dict[str, Metric] = {
     "count": count,
     "code_sim": code_sim,
     "word_recall": word_recall,
+    "rouge_1": rouge_1,
     "match_part": match_part,
     "match_all": match_all,
     "char_f1": char_f1,
@@ -136,13 +137,14 @@ METRICS: dict[str, Metric] = {
     **scbench.RULES,
     **longbench_v2.RULES,
     "last_number": last_number,
+    "repeated_function": functions.repeated_function,
 }
 
 
 def metric(name: str, fuzz: str = "difflib") -> Metric:
     """The metric of that name; `fuzz` (one of FUZZ) says how code_sim compares.
 
-    Raises ValueError for other names, and if Levenshtein is asked for but not installed.
+    Raises ValueError for other names, and for one whose packages (Levenshtein, parsers of code) are not installed.
     """
     if fuzz not in FUZZ:
         raise ValueError(f"fuzz is {fuzz!r}; allowed: {', '.join(FUZZ)}")
@@ -151,6 +153,8 @@ def metric(name: str, fuzz: str = "difflib") -> Metric:
     if name == "code_sim" and fuzz == "levenshtein":
         _levenshtein()
         return code_sim_levenshtein
+    if name == "repeated_function":
+        functions.parser("python")
     return METRICS[name]
 
 

@@ -11,17 +11,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data.base import Dataset, Sample
+from data.base import Sample
 from engine.load import check_attention, pick_device
 from engine.machine import flops_per_second, free_bytes
 from engine.outline import Outline, outline
-from eval.ask import rehearse, render
+from eval.ask import render
 from eval.job import Work
 from eval.pace import pace
+from eval.rehearse import rehearse
 from eval.sizes import Length, Size, guessed, num_tokens, sizes
 from eval.standing import check, missing
 from eval.units import in_bytes, in_time, in_words
 from methods.budget import parse_budget, resolve
+
+# Benchmarks that published hashes of their rows, by `Task.benchmark`.
+PUBLISHED = {"longbench": "LongBench", "gsm8k": "GSM8K"}
 
 
 def print_plan(console: Console, work: Work) -> None:
@@ -75,18 +79,20 @@ def asked(work: Work) -> Iterator[tuple[str, str]]:
     yield "model", f"{job.spec.name} · {job.spec.path} · {settings.dtype} · {job.spec.weights} weights"
     parameters = (f"{f.name}={getattr(job.method, f.name)}" for f in fields(job.method) if f.init)
     yield "method", " ".join([job.method_name, *parameters])
-    yield "task", f"{work.task.file_name} · {work.task.metric} · up to {work.task.max_new_tokens} new tokens"
-    yield "data", data_of(work.dataset)
+    yield "task", f"{work.task.file_name} · {work.header.metric} · up to {work.task.max_new_tokens} new tokens"
+    yield "data", data_of(work)
     yield "budget", budget_of(work)
     yield "protocol", f"{settings.protocol} · attention {settings.attention} · device {settings.device}"
     yield "samples", f"{len(work.samples)} of {len(work.dataset)} · {len(work.samples) - todo} answered, {todo} to ask"
 
 
-def data_of(dataset: Dataset) -> str:
+def data_of(work: Work) -> str:
     """Where the rows come from, and what must be known before they are believed."""
-    if dataset.miniature:
+    if work.dataset.miniature:
         return "generated rows · MINIATURE, not LongBench"
-    return dataset.source + ("" if dataset.official else " · NOT known to be the rows that LongBench published")
+    if work.dataset.official is not False:  # they are the published ones, or nothing is published to compare with
+        return work.dataset.source
+    return f"{work.dataset.source} · NOT known to be the rows that {PUBLISHED[work.task.benchmark]} published"
 
 
 def budget_of(work: Work) -> str:

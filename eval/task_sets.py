@@ -29,6 +29,11 @@ INFINITEBENCH = (
     *("longbook_sum_eng", "longbook_qa_eng", "longbook_choice_eng", "longbook_qa_chn", "longdialogue_qa_eng"),
     *("math_find", "math_calc", "code_run", "code_debug"),
 )
+SCBENCH = (
+    *("scbench_kv", "scbench_prefix_suffix", "scbench_vt", "scbench_repoqa", "scbench_qa_eng", "scbench_qa_chn"),
+    *("scbench_choice_eng", "scbench_many_shot", "scbench_mf", "scbench_summary"),
+    *("scbench_summary_with_needles", "scbench_repoqa_and_kv"),
+)
 TASK_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         # What PQCache (arXiv 2407.12820) runs: no code task.
@@ -41,6 +46,8 @@ TASK_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "ruler_13": RULER,
         # All of InfiniteBench (arXiv 2402.13718).
         "infinitebench": INFINITEBENCH,
+        # All of SCBench (arXiv 2412.10319).
+        "scbench": SCBENCH,
     }
 )
 # What `task=` takes besides single tasks. The first two are other names of sets that tables name by their papers.

@@ -76,6 +76,8 @@ def print_tasks(console: Console) -> None:
     rows = []
     for name, says, node in entries("task"):
         metric, num_rows, new = (str(node.get(key, "–")) for key in ("metric", "num_rows", "max_new_tokens"))
+        if "turns" in node:
+            num_rows = f"≤ {num_rows}"  # questions, of which a row may have fewer than are asked at most
         rows.append(((name, metric), (num_rows, num_miniature(name, node)), (new,), (says,)))
     show(console, "tasks", groups, rows)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from configs.build import typed
-from data.base import Needle, Task
+from data.base import Task
+from data.made import Needle
 from data.needle import cell_of
 from eval.heat_map import png, write_numbers
 from eval.longbench import postprocess
@@ -34,7 +35,8 @@ class Grid:
     """One run's cells. recall: [depths, lengths], 0 to 1, NaN where nothing was answered. n: answered samples.
 
     word_recall: over all answered samples, as KVCache-Factory's overall score. phrase: the share of them that hold the
-    phrase. In points, with intervals; None where nothing was answered.
+    phrase. In points, with intervals; None where nothing was answered. num_dense: those whose prompt was within the
+    budget, so that the full cache answered.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Grid:
     word_recall: Estimate | None
     phrase: Estimate | None
     num_expected: int
+    num_dense: int = 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,7 +90,8 @@ def read_grid(run: Stored, label: str) -> Grid:
     assert needle is not None
     small = str(run.run.config["data"]).startswith("miniature")
     title = " · ".join(filter(None, (run.run.model, label, "miniature" if small else "")))
-    return grid_of(needle, scored(config, run.records, small), title, small)
+    grid = grid_of(needle, scored(config, run.records, small), title, small)
+    return replace(grid, num_dense=sum(record.dense_short for record in run.records.values()))
 
 
 def scored(config: Mapping[str, object], records: Mapping[str, Record], small: bool) -> dict[str, tuple[float, float]]:
@@ -136,7 +140,8 @@ def said(grid: Grid, between: str = ", ") -> str:
     if grid.word_recall is None or grid.phrase is None:
         return f"no answer of {grid.num_expected}"
     recall, phrase = (f"{e.value:.1f} {interval(e)}".rstrip() for e in (grid.word_recall, grid.phrase))
-    return f"word recall {recall}{between}phrase {phrase} ({grid.word_recall.n} of {grid.num_expected} samples)"
+    dense = f", {grid.num_dense} dense" if grid.num_dense else ""
+    return f"word recall {recall}{between}phrase {phrase} ({grid.word_recall.n} of {grid.num_expected} samples{dense})"
 
 
 def draw(grids: Sequence[Grid]) -> Figure:

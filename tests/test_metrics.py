@@ -17,6 +17,7 @@ import yaml
 from configs.arguments import FOLDER
 from configs.build import typed
 from data.made import Needle
+from data.needle import answer_of
 from eval import infinitebench, longbench_v2, metrics, scbench
 from eval.metrics import METRICS, metric
 

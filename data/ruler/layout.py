@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data.base import Ruler, Task
+from data.base import Task
+from data.made import Ruler
 from data.tokens import Cut
 
 

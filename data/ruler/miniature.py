@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from data import filler
-from data.base import Ruler
 from data.kinds import KINDS, Ask, Episode, lists
+from data.made import Ruler
 from data.miniature import plain
 from data.ruler.layout import Layout, Made
 from data.words import Draw

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from random import Random
 
-from data.base import Ruler
+from data.made import Ruler
 from data.needle import NOISE
 from data.ruler import words
 from data.ruler.layout import Layout, Made
