@@ -36,7 +36,7 @@ def decode(
     sheet: Sheet[DecodeRow],
     fits: Callable[[float], bool] = lambda seconds: True,
 ) -> list[int]:
-    """Rows of all contenders, added length by length. Returns the lengths for which, by the one before, there is no time.
+    """Rows of all contenders, length by length. Returns the lengths for which, by the one before, there was no time.
 
     Raises ValueError for a method that cannot be run from a filled cache.
     """
