@@ -24,8 +24,13 @@ usage: python run.py [key=value ...]          one run
                    or any Hugging Face model: model=llama31_8b model.path=ORG/NAME model.revision=main
   data=SOURCE      auto, miniature, hub, or a folder or data.zip with LongBench's jsonl files
   budget=B         0.1 (ratio of the prompt), 512tok, 64MiB; sink tokens come on top
+  protocol=P       longbench (methods act after the whole prompt), question_after (after its context)
+  decode=D         eager, static (steps of fixed shapes), graph (these as a CUDA graph); what a method cannot, it does
+                   eagerly and says so
   limit=N          the first N samples only        seed=S   results=DIR   dry_run=true
   method.FIELD=V   a parameter of the method (configs/method/NAME.yaml lists them)
+  task.FIELD=V     one of the task (configs/task/NAME.yaml): task.ruler.length=8192, task.turns.mode=requests (SCBench's
+                   questions, each from the context), task.infinitebench.variant=june
   --cfg job        print the composed configuration
 
 `python -m scripts.list` describes all names; configs/config.yaml all settings. The same command resumes a run that was

@@ -151,6 +151,7 @@ def _check_name(override: Override) -> None:
         if group == "method":
             check_examined(name)
         if name not in known and (group, name) != ("experiment", "null"):
+            # The guess comes first: the names of tasks fill a screen.
             raise ValueError(
-                f"{group}={name} is unknown; allowed are {', '.join(known) or 'none'}{closest(name, known)}"
+                f"{group}={name} is unknown{closest(name, known)}; allowed are {', '.join(known) or 'none'}"
             )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from configs.arguments import closest
+from configs.arguments import FOLDER, choices, closest
 
 T = TypeVar("T")
 
@@ -35,7 +35,13 @@ def typed(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     for name, field in settable.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{_dotted(where, name)} is missing")
-    return kind(**{key: _value(hints[key], value, _dotted(where, key)) for key, value in values.items()})
+    built = {key: _value(hints[key], value, _dotted(where, key)) for key, value in values.items()}
+    try:
+        return kind(**built)
+    except ValueError as error:
+        if where.startswith("method.") and str(error).startswith("method."):  # a method does not know that it is a part
+            raise ValueError(f"{where}{str(error).removeprefix('method')}") from error
+        raise
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -46,6 +52,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     built = _nested(hint, value, where)
     if is_dataclass(built):
         return built
+    if isinstance(hint, type) and is_dataclass(hint):
+        raise ValueError(f"{where}={value}: give its class, {where}._target_={_class_of(value)}")
     try:
         return TypeAdapter(hint).validate_python(built)
     except ValidationError as error:
@@ -158,6 +166,13 @@ def _nested(hint: Any, value: Any, where: str) -> Any:
         if isinstance(kind, type) and is_dataclass(kind):
             return typed(kind, value, where)
     return value
+
+
+def _class_of(value: Any) -> str:
+    """The class of the method that a value names, or what a class looks like."""
+    path = FOLDER / "method" / f"{value}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if value in choices("method") else []
+    return next((line.split()[1] for line in lines if line.startswith("_target_:")), "package.module.Class")
 
 
 def _dotted(where: str, key: str) -> str:

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import safe_load
 
 from configs.arguments import FOLDER, GROUPS, check_examined, choices, closest, readable
 from configs.build import described, instance, sources, typed
@@ -20,6 +21,9 @@ from eval.job import Job
 from eval.settings import Settings
 from methods.base import Method
 from methods.budget import parse_budget
+
+# What only some tasks have, each of one benchmark.
+PARTS = ("needle", "ruler", "turns", "infinitebench", "longbench_v2", "gsm8k")
 
 
 def compose_config(words: Sequence[str]) -> DictConfig:
@@ -47,6 +51,7 @@ def job(config: DictConfig, argv: Sequence[str]) -> Job:
     """What a composed configuration asks for. Raises ValueError, in one line, for values that are not allowed."""
     values = plain(config)
     groups = {group: values.pop(group) for group in ("model", "method", "task")}
+    check_parts(config)
     if config.hydra.runtime.choices.experiment is not None:
         for own in ("experiment", "sweep", "table"):  # what an experiment says besides settings
             values.pop(own, None)
@@ -72,9 +77,23 @@ def job(config: DictConfig, argv: Sequence[str]) -> Job:
 
 def task_values(task: Task) -> dict[str, Any]:
     """A task as plain values. Rows that are read say nothing of how rows are made: their runs keep their hash."""
-    unset: dict[str, Any] = dict.fromkeys(("needle", "ruler", "turns", "infinitebench", "longbench_v2", "gsm8k"))
+    unset: dict[str, Any] = dict.fromkeys(PARTS)
     unset |= {"answer_prefix": "", "stop_text": ""}
     return {key: value for key, value in asdict(task).items() if key not in unset or value != unset[key]}
+
+
+def check_parts(config: DictConfig) -> None:
+    """Raises ValueError where the command line sets what only other tasks have, such as `task.turns.mode`."""
+
+    def has(task: str, part: str) -> bool:
+        return part in safe_load((FOLDER / "task" / f"{task}.yaml").read_text(encoding="utf-8"))
+
+    name = str(config.hydra.runtime.choices.task)
+    for key in sorted(changed_keys(config)):
+        part = key.removeprefix("task.").partition(".")[0]
+        if key.startswith("task.") and part in PARTS and not has(name, part):
+            others = ", ".join(task for task in choices("task") if has(task, part))
+            raise ValueError(f"{key}: task={name} has no {part}; tasks with it are {others}")
 
 
 def compose_method(name: str, words: Sequence[str]) -> tuple[str, Method]:

@@ -42,7 +42,8 @@ def measured(records: list[Record], name: str) -> Pace | None:
     timed = [(r.seconds, r.num_prompt_tokens) for r in records if r.error is None and r.seconds and r.num_prompt_tokens]
     if not timed:
         return None
-    return Pace(sum(s for s, _ in timed) / sum(n for _, n in timed), f"{len(timed)} samples of {name}")
+    number = "1 sample" if len(timed) == 1 else f"{len(timed)} samples"
+    return Pace(sum(s for s, _ in timed) / sum(n for _, n in timed), f"{number} of {name}")
 
 
 def comparable(run: Run, config: Mapping[str, Any], device: str) -> bool:

@@ -23,7 +23,7 @@ from eval.comparison import Cell, Comparison, Options, columns_of, compare
 from eval.comparison_tables import caption, cost_frame, difference_text, score_text, title, verdict_text
 from eval.matched import Matched, averages, match
 from eval.run_sets import RunSet, group
-from eval.stored import choose, find
+from eval.stored import Stored, choose, find
 from eval.task_sets import TASK_SETS
 from scripts.publish import FILES, save
 
@@ -117,13 +117,23 @@ def compared(wanted: Wanted, options: Options) -> list[Comparison]:
     return [compare_set(run_set, wanted, options) for run_set in sets(wanted, options)]
 
 
-def sets(wanted: Wanted, options: Options) -> tuple[RunSet, ...]:
-    """The sets of runs that were asked the same."""
+def sets(wanted: Wanted, options: Options, beside: str = "") -> tuple[RunSet, ...]:
+    """The sets of runs that were asked the same. beside: only what this row or method was asked."""
     if not 0 < options.level < 1 or options.margin <= 0:
         raise ValueError(
             f"--level {options.level:g} --margin {options.margin:g}: a level is within 0-1, a margin above 0"
         )
-    return group(choose(find(wanted.roots), wanted.words, options.baseline), TASK_SETS["kv16"])
+    chosen = choose(find(wanted.roots), wanted.words, options.baseline)
+    method = beside.partition(" ")[0]
+    answered = {about(run) for run in chosen if run.run.method == method}
+    kept = [run for run in chosen if not beside or about(run) in answered]
+    return group(kept, TASK_SETS["kv16"]) if kept else ()
+
+
+def about(run: Stored) -> tuple[str, ...]:
+    """What a run was asked, as far as runs of other kinds never stand beside it."""
+    config = run.run.config
+    return run.run.model, run.run.task, str(config["protocol"]), str(config["data"])
 
 
 def compare_set(run_set: RunSet, wanted: Wanted, options: Options) -> Comparison:
@@ -167,7 +177,7 @@ def show_matched(console: Console, wanted: Wanted, args: argparse.Namespace, opt
     others = replace(wanted, words=tuple(word for word in wanted.words if not word.startswith(("method=", "budget="))))
     found = [
         one
-        for run_set in sets(others, options)
+        for run_set in sets(others, options, args.match)
         if (one := match(run_set, args.match, methods, args.unit, wanted.limit, wanted.data, options))
     ]
     if not found:

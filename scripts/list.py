@@ -134,9 +134,11 @@ def entries(group: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def num_miniature(name: str, node: Mapping[str, Any]) -> str:
-    """How many generated rows a task has, a dash for none."""
+    """How many generated rows a task has, `made` where a run makes them, a dash for none."""
+    if not node.get("miniature"):
+        return "–"
     path = committed(name)
-    return str(unpacked(path).count("\n")) if node.get("miniature") and path.is_file() else "–"
+    return str(unpacked(path).count("\n")) if path.is_file() else "made"
 
 
 def locally(node: Mapping[str, Any]) -> str:

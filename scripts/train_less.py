@@ -47,15 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 for what cannot be trained."""
     args = arguments(argv)
     try:
+        check_numbers(args)
         model, method = asked(args.words)
-        texts = texts_of(model, args)
+        train, validation, held_out = texts_of(model, args)
+        began, recipe = time.perf_counter(), Recipe(args.rank, args.hidden, args.epochs, args.rate)
+        fitted = trained(model, method.base, train, validation, recipe)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    began = time.perf_counter()
-    train, validation, held_out = texts
-    recipe = Recipe(args.rank, args.hidden, args.epochs, args.rate)
-    fitted = trained(model, method.base, train, validation, recipe)
     write(args.out, model, method.base, fitted, recipe, train)
     print(f"{args.out}: {time.perf_counter() - began:.0f} s", flush=True)
     if held_out:
@@ -63,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         show(report)
     return 0
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number that trains nothing."""
+    for name in ("texts", "validation", "later", "rank", "hidden", "epochs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: give 1 or more")
 
 
 def asked(words: Sequence[str]) -> tuple[Model, LESS]:
@@ -99,8 +105,10 @@ def budget_of(model: Model, base: Method, text: Text, ratio: str) -> Budget:
 def trained(
     model: Model, base: Method, train: Sequence[Text], validation: Sequence[Text], recipe: Recipe
 ) -> dict[int, Fitted]:
-    """Kernels by layer number."""
+    """Kernels by layer number. Raises ValueError for a base that drops nothing."""
     examples, held_out = (examples_of(model, base, texts) for texts in (train, validation))
+    if not any(bool(e.gone.any()) for layer in examples.values() for e in layer):
+        raise ValueError(f"method.base={base} drops nothing: give an eviction, such as methods.window.Window")
     out = {}
     for layer in model.layers(0):
         if layer.index in examples:
@@ -202,18 +210,22 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m scripts.train_less", None, __doc__, formatter_class=form)
     parser.add_argument("words", nargs="*", help="as run.py takes them: model=NAME, method.base.PARAM=value")
-    parser.add_argument("--out", type=Path, default=Path("results/less/less.safetensors"), help="file to write")
+    out = Path("results/less/less.safetensors")
+    parser.add_argument("--out", type=Path, default=out, help="file to write (%(default)s)")
     parser.add_argument("--text", type=Path, help="a plain text of no benchmark; tiny generates its own")
-    parser.add_argument("--texts", type=int, default=30, help="texts to train on")
-    parser.add_argument("--validation", type=int, default=9, help="texts to choose the best epoch on")
-    parser.add_argument("--held-out", type=int, default=40, help="texts to measure on afterwards; 0: none")
+    parser.add_argument("--texts", type=int, default=30, help="texts to train on (%(default)s)")
+    parser.add_argument("--validation", type=int, default=9, help="texts to choose the best epoch on (%(default)s)")
+    held_out = "texts to measure on afterwards, 0 for none (%(default)s)"
+    parser.add_argument("--held-out", type=int, default=40, help=held_out)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of a prompt, in turn")
     parser.add_argument("--later", type=int, default=NUM_LATER, help="tokens after the prompt, which are learned from")
     parser.add_argument("--budgets", nargs="+", default=BUDGETS[1:], help="to measure at")
-    parser.add_argument("--rank", type=int, default=Recipe.rank, help="features of a state")
-    parser.add_argument("--hidden", type=int, default=Recipe.hidden, help="width of the kernels' hidden layer")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
-    parser.add_argument("--rate", type=float, default=Recipe.rate, help="of Adam; the paper's is 1e-3, for more texts")
+    parser.add_argument("--rank", type=int, default=Recipe.rank, help="features of a state (%(default)s)")
+    hidden = "width of the kernels' hidden layer (%(default)s)"
+    parser.add_argument("--hidden", type=int, default=Recipe.hidden, help=hidden)
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="passes over the texts (%(default)s)")
+    rate = "of Adam (%(default)s); the paper's is 1e-3, for more texts"
+    parser.add_argument("--rate", type=float, default=Recipe.rate, help=rate)
     return parser.parse_args(argv)
 
 

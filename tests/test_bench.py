@@ -47,7 +47,7 @@ def test_words_name_methods_budgets_and_parameters_of_one_method() -> None:
     ("argv", "said"),
     [
         (["decode", "model=tiny", "method=quest", "h2o.mode=mask"], "h2o.mode=mask sets a parameter of a method that"),
-        (["decode", "model=tiny", "method=qest"], "method=qest is unknown; allowed are"),
+        (["decode", "model=tiny", "method=qest"], "method=qest is unknown (did you mean quest?); allowed are"),
         (["decode", "model=tiny", "method=full", "--lengths", "4q"], "4q: give lengths in tokens"),
         (
             ["decode", "model=tiny", "method=full", "--decode", "magic"],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from engine.ledger import AuditError
 from engine.memory import available
 from engine.model import Model
 from eval.crowd import Crowd
-from eval.job import Work, prepare
+from eval.job import Job, Work, prepare
 from eval.locks import hold
 from eval.loop import Loaded, Seat, run_group
 from eval.records import Record, read_records
@@ -32,9 +33,14 @@ from tests.test_methods import LENGTH, NUM_NEW, SELECTING, method_of, tenth
 LOADED = Loaded()  # the embedded model, once for all tests
 
 
+@cache
+def job_of(*words: str) -> Job:
+    return job(compose_config(["progress=false", "device=cpu", "limit=1", *words]), [])
+
+
 def work_of(results: Path, *words: str) -> Work:
-    common = [f"results={results}", "progress=false", "device=cpu", "limit=1"]
-    return prepare(job(compose_config([*common, *words]), []))
+    made = job_of(*words)
+    return prepare(replace(made, settings=replace(made.settings, results=str(results))))
 
 
 def works_of(results: Path, methods: Sequence[str], *words: str) -> list[Work]:

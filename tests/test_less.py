@@ -211,6 +211,14 @@ def test_the_command_trains_a_file_that_the_method_takes(tmp_path: Path, capsys:
     assert train_less.main(["model.path=nowhere/at/all", f"--out={out}"]) == 1
     assert train_less.main([f"--text={ROOT / 'README.md'}", "--texts=9999", f"--out={out}"]) == 1
     assert "tokens, " in capsys.readouterr().err.splitlines()[-1]
+    for word, said in (
+        ("--text=nowhere.txt", "--text nowhere.txt cannot be read"),
+        ("--validation=0", "--validation 0"),
+    ):
+        assert train_less.main([word, f"--out={out}"]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert train_less.main([*short, "method.base._target_=methods.full.Full", f"--out={out}"]) == 1
+    assert "drops nothing" in capsys.readouterr().err
 
 
 def test_the_shipped_kernels_fit_the_embedded_model() -> None:

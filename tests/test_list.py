@@ -64,6 +64,8 @@ def test_a_line_says_what_the_yaml_says_and_is_not_cut_in_a_pipe(capsys: pytest.
     assert line.split()[:5] == ["qasper", "qa_f1", "200", "24", "128"] and line.rstrip().endswith(first)
     [line] = [line for line in listed(capsys, "tasks") if line.startswith("vcsum ")]
     assert line.split()[:5] == ["vcsum", "rouge_zh", "200", "–", "512"]
+    [line] = [line for line in listed(capsys, "tasks") if line.startswith("vt ")]
+    assert line.split()[:5] == ["vt", "match_all", "500", "made", "30"]
     [line] = [line for line in listed(capsys, "models") if line.startswith("tiny ")]
     assert line.split()[:4] == ["tiny", "data/tiny", "4608", "yes"] and len(line) > 100
 

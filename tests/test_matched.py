@@ -88,6 +88,12 @@ def test_an_incomplete_match_is_asked_again(results: Path, capsys: pytest.Captur
     assert len(commands) == 2 and "incomplete: 7 of 8" in out
 
 
+def test_runs_that_the_row_was_not_asked_do_not_matter(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(results, "method=h2o", "task=narrativeqa", "protocol=question_after", change=lengths())
+    _, commands = said(capsys, results, "method=h2o")
+    assert len(commands) == 2 and not any("protocol" in word for words in commands for word in words)
+
+
 def test_words_of_the_runs_stay(tmp_path: Path) -> None:
     words = (*CORM, "task=narrativeqa", "method.window=64", "seed=3", "sink=8", "protocol=question_after")
     [run] = find([make(tmp_path, *words)])

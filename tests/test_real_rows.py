@@ -9,11 +9,9 @@ import pytest
 
 from configs.compose import compose_config, job
 from data.base import Sample
-from engine.load import load
-from engine.model import Model
 from eval.ask import render
 from eval.job import Work, prepare
-from eval.loop import run
+from eval.loop import Loaded, run_group
 from eval.records import Record, read_records
 from scripts.score import read_tasks
 from tests.forks import ROOT
@@ -23,6 +21,7 @@ DATA = ROOT.parent / "shared" / "longbench" / "data"
 BOS = 1
 MAX_PROMPT = 600
 MAX_NEW = 6
+FEW = 3  # rows of each task in the default suite
 # Llama-3.1 in small: its RoPE scaling and grouped queries.
 ARCHITECTURE = (
     "{vocab_size: 264, hidden_size: 64, intermediate_size: 96, num_hidden_layers: 2, num_attention_heads: 4, "
@@ -35,6 +34,8 @@ MODEL = [
     "dtype=float32",
     "device=cpu",
 ]
+
+LOADED = Loaded()  # the model, once for all tests that cut prompts alike
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the real rows are not here")
 
@@ -51,14 +52,11 @@ def work_of(task: str, results: Path, *words: str) -> Work:
     return prepare(job(compose_config(argv), argv))
 
 
-def model_of(work: Work) -> Model:
-    settings = work.job.settings
-    return load(work.job.spec, "cpu", settings.dtype, settings.attention, settings.prefill_chunk, settings.seed)
-
-
 def answered(work: Work) -> dict[str, Record]:
     """The records of a run, in which nothing is wrong."""
-    work, scores = run(work)
+    [seat] = run_group([work], loaded=LOADED)
+    work, scores = seat.work, seat.scores
+    assert seat.error is None and scores is not None
     assert (scores["n"], scores["failed"], scores["missing"]) == (len(work.samples), 0, 0)
     records = read_records(work.folder)
     for sample in work.samples:
@@ -68,7 +66,7 @@ def answered(work: Work) -> dict[str, Record]:
         assert record.num_new_tokens is not None and 0 < record.num_new_tokens <= MAX_NEW
         assert not record.dense_short
     sample = work.samples[0]
-    prompt = render(work, model_of(work), sample)
+    prompt = render(work, LOADED.get(work.job), sample)
     assert prompt.ids.tolist().count(BOS) == 1 and prompt.ids[0] == BOS
     assert (records[sample.id].prompt_sha, records[sample.id].num_prompt_tokens) == (prompt.sha, len(prompt.ids))
     return records
@@ -79,9 +77,11 @@ def num_tokens(work: Work, sample: Sample) -> int:
     return len(work.task.prompt.format(context=sample.context, input=sample.input).encode()) + 1
 
 
+@pytest.mark.parametrize("limit", [FEW, pytest.param("null", marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("task", sorted(read_tasks()))
-def test_all_rows_are_answered(task: str, tmp_path: Path) -> None:
-    records = answered(work_of(task, tmp_path, "method=pqcache", "method.bits=3", "method.clustering=gpu"))
+def test_rows_are_answered(task: str, limit: object, tmp_path: Path) -> None:
+    words = ("method=pqcache", "method.bits=3", "method.clustering=gpu", f"limit={limit}")
+    records = answered(work_of(task, tmp_path, *words))
     assert any(record.truncated for record in records.values())
     assert any(record.prediction for record in records.values())
     full = answered(work_of(task, tmp_path, "method=full", "limit=1"))
@@ -99,7 +99,7 @@ def test_only_chat_tasks_are_wrapped(task: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", sorted(read_tasks()))
 def test_the_context_ends_where_the_template_says(task: str, tmp_path: Path) -> None:
     work = work_of(task, tmp_path, "protocol=question_after", "model.max_prompt=8000")
-    model = model_of(work)
+    model = LOADED.get(work.job)
     sample = work.samples[0]
     prompt = render(work, model, sample)
     assert prompt.context_end is not None

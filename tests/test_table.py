@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 import run
-from configs.arguments import FOLDER, choices
+from configs.arguments import FOLDER, choices, parse
 from configs.compose import compose_config, job
 from configs.experiments import expand, sweep_of
 from configs.many import composed
@@ -39,6 +40,7 @@ SMALL: dict[str, Any] = {
 COLUMNS = "paper,arxiv,table,model,method,budget,task,score,protocol,source,grade"
 LINE = "P,,Table 1,tiny,{},{},multifieldqa_en,{},longbench_no_chat,https://example.org/p,paper\n"
 UNPUBLISHED = {"pqcache_needle"}  # no score of these figures is known
+parsed = cache(parse)  # the words of hundreds of jobs are a few dozen
 CELLS = {("Full", ""), ("Window", "0.1"), ("Window", "0.2")}
 
 
@@ -59,6 +61,8 @@ def own_configs(configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("arguments", "compose", "experiments"):
         monkeypatch.setattr(f"configs.{module}.FOLDER", folder)
+    for module in ("experiments", "many"):
+        monkeypatch.setattr(f"configs.{module}.parse", parsed)
     monkeypatch.setattr(table, "CONFIGS", folder)
 
 

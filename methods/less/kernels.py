@@ -107,7 +107,8 @@ def load(path: str, layer: int, device: torch.device) -> Kernels:
 
 def unreadable(path: str, error: Exception) -> str:
     """In one line, why a file of kernels cannot be had."""
-    reason = "there is no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
+    what = " ".join(str(error).split())
+    reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"no kernels ({what})"
     return f"method.weights={path}: {reason}; train kernels: python -m scripts.train_less --help"
 
 

@@ -50,8 +50,12 @@ def generated(
 def of_file(
     path: Path, tokenizer: PreTrainedTokenizerBase, number: int, lengths: Sequence[int], num_later: int
 ) -> list[Text]:
-    """`number` stretches of a text file, one after the other. Raises ValueError where it is too short for them."""
-    ids = torch.tensor(tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False).input_ids)
+    """`number` stretches of a text file, one after the other. Raises ValueError where they cannot be had."""
+    try:
+        whole = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text {path} cannot be read ({error}); give a plain text in UTF-8") from error
+    ids = torch.tensor(tokenizer(whole, add_special_tokens=False).input_ids)
     sizes = [lengths[i % len(lengths)] for i in range(number)]
     need = sum(sizes) + number * num_later
     if ids.shape[0] < need:
