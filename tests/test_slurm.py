@@ -87,7 +87,7 @@ class Sweep:
         """A running task that has written records and has more to write."""
         states = self.states()
         for task in self.submitted():
-            files = [self.results.glob(f"*/*/*/{run}/records-{task['index']}.jsonl") for run in task["runs"]]
+            files = [self.results.glob(f"tiny/*/*/{run}/records-{task['index']}.jsonl") for run in task["runs"]]
             counts = [len(rows(file)) for found in files for file in found]
             if states.get(task["id"]) == "RUNNING" and counts and 0 < min(counts) < NUM_SAMPLES // 2 - 1:
                 return task
@@ -102,7 +102,7 @@ class Sweep:
     def kill(self, task: dict[str, Any]) -> None:
         """`kill -9` of the process that answers."""
         for run in task["runs"]:
-            [file] = self.results.glob(f"*/*/*/{run}/run.json")
+            [file] = self.results.glob(f"tiny/*/*/{run}/run.json")
             sessions = json.loads(file.read_text())["sessions"]
             pid = next(one["pid"] for one in reversed(sessions) if one["shard"] == task["index"])
         os.kill(pid, signal.SIGKILL)
@@ -131,7 +131,7 @@ def answers(results: Path) -> dict[tuple[str, str], Any]:
     """What each run answered to each sample, without what depends on the clock. No sample may stand there twice."""
     found = [
         (str(file.parent.relative_to(results)), row)
-        for file in sorted(results.glob("*/*/*/*/records*.jsonl"))
+        for file in sorted(results.glob("tiny/*/*/*/records*.jsonl"))
         for row in rows(file)
     ]
     counts = Counter((run, row["id"]) for run, row in found)
@@ -142,7 +142,7 @@ def answers(results: Path) -> dict[tuple[str, str], Any]:
 
 def scores(results: Path) -> dict[str, Any]:
     """The scores of each run, without what depends on the clock."""
-    found = {file.parent.name: json.loads(file.read_text()) for file in results.glob("*/*/*/*/scores.json")}
+    found = {file.parent.name: json.loads(file.read_text()) for file in results.glob("tiny/*/*/*/scores.json")}
     return {run: {k: v for k, v in one.items() if k != "ledger"} for run, one in found.items()}
 
 
