@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ def _below(root: Path) -> list[Path]:
         named = json.loads((root / SWEEP_FILE).read_bytes())["runs"]
         kept = [Path(entry["folder"]) for entry in named if entry["folder"] is not None]
         return [folder for folder in kept if (folder / RUN_FILE).is_file()]
-    found = sorted(path.parent for path in root.rglob(RUN_FILE)) if root.is_dir() else []
-    return [folder for folder in found if not any(part.startswith(".") for part in folder.relative_to(root).parts)]
+    # Unlike pathlib's, this walk leaves hidden folders out and does not mind those that vanish meanwhile: a run that
+    # starts tries the disk in one.
+    return sorted(Path(name).parent for name in glob(str(Path(escape(str(root)), "**", RUN_FILE)), recursive=True))
 
 
 def choose(runs: Sequence[Stored], words: Sequence[str], baseline: str) -> list[Stored]:
