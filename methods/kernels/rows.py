@@ -66,24 +66,6 @@ def put_kernel(
         tl.store(positions + head * positions_stride + row, tl.load(now))
 
 
-def put_rows_reference(
-    k: Tensor,
-    v: Tensor,
-    new_k: Tensor,
-    new_v: Tensor,
-    place: Tensor,
-    positions: Tensor | None = None,
-    now: Tensor | None = None,
-) -> None:
-    """The same in PyTorch, without a wait of the host either."""
-    row = place.expand(k.shape[0])[:, None]
-    for buffer, new in ((k, new_k), (v, new_v)):
-        buffer.scatter_(1, row[..., None].expand(-1, -1, new.shape[1]), new[:, None])
-    if positions is not None:
-        assert now is not None
-        positions.scatter_(1, row, now.expand_as(row))
-
-
 def signatures() -> list[tuple[Any, dict[str, str], dict[str, Any]]]:
     """(kernel, argument types, constants with num_warps) for an ahead-of-time compile at Llama-3.1-8B's shapes."""
     numbers = ("k_head_stride", "k_row_stride", "v_head_stride", "v_row_stride", "new_k_stride", "new_v_stride",
