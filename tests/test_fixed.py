@@ -182,6 +182,29 @@ def test_the_kernels_answer_alike(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert tuple(found) == expected
 
 
+@pytest.mark.parametrize("name", ["full", "oracle", "sparq", "sparq_mean", "pq_device"])
+def test_rows_to_come_weigh_nothing(name: str) -> None:
+    """Buffers have room for later tokens; whatever lies there changes no answer."""
+    network, method, ids = model(), METHODS[name], prompt_ids(150)
+    plan = Plan(name, method, None if method.kind == "none" else BUDGET)
+    expected = answer(network, Question(ids, 0, Stop(12, frozenset())), [plan])[0].tokens
+    layers = network.layers(0)
+    with torch.inference_mode():
+        prefix = prefill(network, layers, ids, [plan])
+        arm = make_arm(network, layers, plan, prefix)
+        static, _ = begin("static", network, [arm], 16)
+        assert static is not None
+        for layer in static.layers:
+            for _, held in layer.tensors():
+                for dim in range(1, held.dim()):
+                    if held.shape[dim] >= 150:  # tokens lie along it
+                        held.narrow(dim, 150, held.shape[dim] - 150).fill_(30 if held.is_floating_point() else 3)
+        found = [int(prefix.logits.argmax())]
+        while len(found) < len(expected):
+            found.append(int(static.step(torch.tensor([[found[-1]]])).argmax()))
+    assert tuple(found) == expected
+
+
 def test_what_stays_eager_says_so() -> None:
     network = model()
     found = ask(network, KCache(dense_layers=1), "static").ledger.decode
