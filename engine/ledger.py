@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from methods.base import Budget, Method, Step
 
@@ -145,18 +146,23 @@ def mean_notes(notes: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: v[0] if len(set(v)) == 1 else sum(v) / len(v) for name, v in found.items()}
 
 
-def storages(tensors: Iterable[Tensor]) -> frozenset[int]:
-    """The storages behind tensors, by address."""
-    return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+def storages(tensors: Iterable[Tensor]) -> frozenset[StorageWeakRef]:
+    """The storages behind tensors, not kept alive by it.
+
+    An address would not do: when the memory of one is free again, another's may begin at the same place.
+    """
+    return frozenset(StorageWeakRef(tensor.untyped_storage()) for tensor in tensors)
 
 
-def held_bytes(tensors: Iterable[tuple[str, Tensor]], without: frozenset[int] = frozenset()) -> dict[str, int]:
+def held_bytes(
+    tensors: Iterable[tuple[str, Tensor]], without: frozenset[StorageWeakRef] = frozenset()
+) -> dict[str, int]:
     """Bytes of the storages behind (tier, tensor), each storage once, by tier, leaving out those of others."""
-    seen = set(without)
+    seen = set[int]()
     out = {"k": 0, "v": 0, "index": 0, "host": 0}
     for tier, tensor in tensors:
         storage = tensor.untyped_storage()
-        if storage.nbytes() and storage.data_ptr() not in seen:
+        if storage.nbytes() and storage.data_ptr() not in seen and StorageWeakRef(storage) not in without:
             seen.add(storage.data_ptr())
             out[tier] += storage.nbytes()
     return out

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from engine.arm import Arm, SelectiveLayer, SlidingLayer
 from engine.ledger import Clock, Ledger, audit, held_bytes, mean_notes
@@ -53,7 +54,7 @@ class End:
     clock: Clock
     marks: Marks
     num_arms: int
-    shared: frozenset[int]
+    shared: frozenset[StorageWeakRef]
     decode: str
 
 

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -85,10 +86,11 @@ def ids_of(num_tokens: int) -> Tensor:
 
 class PeakBytes(TorchDispatchMode):
     """Bytes of the tensors that were made inside and were alive at once: `most`. What one operation uses and frees
-    within itself is not seen."""
+    within itself is not seen. before: storages that were there; an operation may return a view of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: frozenset[StorageWeakRef] = frozenset()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.before = before
         self.alive: set[int] = set()
         self.now = self.most = 0
 
@@ -103,7 +105,7 @@ class PeakBytes(TorchDispatchMode):
 
     def watch(self, storage: torch.UntypedStorage) -> None:
         """Count a storage until it is freed; views share one."""
-        if storage.data_ptr() not in self.alive:
+        if storage.data_ptr() not in self.alive and StorageWeakRef(storage) not in self.before:
             self.alive.add(storage.data_ptr())
             self.add(storage.nbytes())
             weakref.finalize(storage, self.free, storage.data_ptr(), storage.nbytes())

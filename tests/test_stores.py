@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.ledger import held_bytes
+from engine.ledger import held_bytes, storages
 from methods.store import EvictingStore, ResidentStore
 
 G, N, D = 2, 30, 8
@@ -76,6 +76,16 @@ def test_resident_stores_share_the_prefix_memory_and_evicting_ones_let_it_go() -
     small = EvictingStore(k, v)
     small.keep(torch.tensor([[1, 2], [3, 4]]))
     assert held_bytes(small.tensors())["k"] == G * 2 * D * 4
+
+
+def test_memory_in_the_place_of_a_freed_prefix_counts_as_ones_own() -> None:
+    memory = bytearray(400)
+    prefix = torch.frombuffer(memory, dtype=torch.float32)
+    shared, place = storages([prefix]), prefix.data_ptr()
+    assert held_bytes([("k", prefix[10:])], shared)["k"] == 0, "a view of it"
+    del prefix
+    own = torch.frombuffer(memory, dtype=torch.float32)
+    assert own.data_ptr() == place and held_bytes([("k", own)], shared)["k"] == 400
 
 
 def test_a_store_that_cannot_drop_says_what_to_bring() -> None:

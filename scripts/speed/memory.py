@@ -50,11 +50,8 @@ def peak_alone(model: Model, contender: Contender, sample: Sample, length: int, 
     racer = Racer(model, contender, prefix, 1, way, 2 * STEPS)
     del prefix
     release()
-    made = PeakBytes()
     held = [tensor for layer in racer.now.layers for _, tensor in layer.tensors()]
-    made.alive.update(
-        storages([*model.network.parameters(), *model.network.buffers(), *held])
-    )  # views of them are free
+    made = PeakBytes(storages([*model.network.parameters(), *model.network.buffers(), *held]))
     del held
     with made:
         racer.walk(STEPS)
