@@ -64,8 +64,9 @@ def kmeans(
 def label_tiles(num_centroids: int, dim: int, size: int, block: int | None = None) -> dict[str, int]:
     """Constants of `label_points` for points of `size` bytes a channel."""
     codes, dims = max(16, triton.next_power_of_2(num_centroids)), max(16, triton.next_power_of_2(dim))
-    return {"CODES": codes, "STRIPE": min(codes, 64), "DIMS": dims, "BLOCK": block or 64,
-            "num_warps": 4 if codes * dims <= 4096 else 8, "num_stages": 3 if size == 2 else 2}  # fmt: skip
+    few = codes * dims <= 4096  # many sums leave registers for fewer points: 64 would spill (Triton 3.6)
+    return {"CODES": codes, "STRIPE": min(codes, 64), "DIMS": dims, "BLOCK": block or (64 if few else 32),
+            "num_warps": 4 if few else 8, "num_stages": 3 if size == 2 else 2}  # fmt: skip
 
 
 @triton.jit

@@ -41,12 +41,13 @@ def tensors_within(
     roots: Iterable[object], name: str, skip: tuple[type, ...] = (Layer, Method, Budget)
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of all non-empty memory that objects hold, through attributes, containers and closures."""
-    todo, met = deque((name, root) for root in roots), set[int]()
+    todo = deque((name, root) for root in roots)
+    met = dict[int, object]()  # the objects, too: an id of one that is gone may be another's
     while todo:
         name, found = todo.popleft()
         if id(found) in met or isinstance(found, (*skip, type, str, bytes, int, float, nn.Module, ModuleType)):
             continue
-        met.add(id(found))
+        met[id(found)] = found
         if isinstance(found, Tensor):
             if found.untyped_storage().nbytes():
                 yield name, found
