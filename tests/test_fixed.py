@@ -159,29 +159,6 @@ def test_the_audit_sees_static_steps(step: type[FixedOracle], says: str) -> None
         ask(model(), Cheating(), "static")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_the_kernels_answer_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole steps with every kernel that a GPU would take, in Triton's interpreter."""
-    network, method = model(head_dim=32), METHODS[name]
-    plan = Plan(name, method, None if method.kind == "none" else BUDGET)
-    ids = prompt_ids(150)
-    expected = answer(network, Question(ids, 0, Stop(6, frozenset())), [plan])[0].tokens
-    layers = network.layers(0)
-    with torch.inference_mode():
-        prefix = prefill(network, layers, ids, [plan])
-        arm = make_arm(network, layers, plan, prefix)
-        for layer in arm.selective:
-            layer.index.ready()
-        static, _ = begin("static", network, [arm], 8)
-        assert static is not None
-        monkeypatch.setattr(Tensor, "is_cuda", True)
-        found = [int(prefix.logits.argmax())]
-        while len(found) < len(expected):
-            found.append(int(static.step(torch.tensor([[found[-1]]])).argmax()))
-    assert tuple(found) == expected
-
-
 @pytest.mark.parametrize("name", ["full", "oracle", "sparq", "sparq_mean", "pq_device"])
 def test_rows_to_come_weigh_nothing(name: str) -> None:
     """Buffers have room for later tokens; whatever lies there changes no answer."""

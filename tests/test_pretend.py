@@ -1,0 +1,115 @@
+"""The CUDA branches of all methods without a GPU: same answers, sides never mixed, steps that wait for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.arm import Plan
+from engine.generate import Answer, Question, Stop, answer
+from engine.model import Model
+from methods.base import Method
+from methods.pqcache.method import PQCache
+from tests.models import model_of, networks, prompt_ids
+from tests.pretend import CUDA, Graph, Mixed, Pinned, There, Waited, on_gpu, pretended
+from tests.test_fixed import BUDGET as FIXED_BUDGET
+from tests.test_fixed import METHODS as FIXED
+from tests.test_methods import NAMES, method_of, tenth
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tests/test_gpu.py")
+
+SLOW = {"sparq", "sparq_mean", "sparq_logit", "oracle", "pq_device", "pq_lru", "pq_uncached", "quest_max", "h2o_mean"}
+
+
+def model() -> Model:
+    return model_of(networks("llama", head_dim=32)[0])
+
+
+def ask(model: Model, method: Method, decode: str, budgeted: bool = False) -> Answer:
+    question = Question(prompt_ids(150), 1, Stop(6, frozenset()), decode=decode)
+    budget = FIXED_BUDGET if budgeted else tenth(method, model)
+    return answer(model, question, [Plan("it", method, None if method.kind == "none" else budget)])[0]
+
+
+def quick(method: Method) -> Method:
+    """Clustering takes the interpreter longest."""
+    return replace(method, iterations=2, bits=3) if isinstance(method, PQCache) else method
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_answer_as_on_the_host(name: str) -> None:
+    method = quick(method_of(name))
+    expected = ask(model(), method, "eager")
+    with pretended():
+        found = ask(on_gpu(model()), method, "eager")
+    assert found.tokens == expected.tokens
+    ours, theirs = found.ledger, expected.ledger
+    assert (ours.attended_mean, ours.moved, ours.hit_rates) == (theirs.attended_mean, theirs.moved, theirs.hit_rates)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in FIXED])
+def test_a_graph_answers_as_the_host_s_steps_and_waits_for_nothing(name: str) -> None:
+    """A wait within the captured step raises."""
+    method = FIXED[name] if name in SLOW else quick(FIXED[name])
+    expected = ask(model(), method, "static", budgeted=True)
+    with pretended():
+        found = ask(on_gpu(model()), method, "graph", budgeted=True)
+    assert (expected.ledger.decode, found.ledger.decode) == ("static", "graph")
+    assert found.tokens == expected.tokens
+    ours, theirs = found.ledger, expected.ledger
+    assert (ours.attended_mean, ours.moved, ours.hit_rates) == (theirs.attended_mean, theirs.moved, theirs.hit_rates)
+    assert ours.resident == theirs.resident
+
+
+def test_sides_are_not_mixed() -> None:
+    with pretended():
+        there, host = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.is_cuda and there.device == CUDA and not host.is_cuda
+        assert isinstance(there[1:] * 2, There) and isinstance(torch.zeros_like(there), There)
+        assert (there * torch.tensor(2.0)).tolist() == [2, 2, 2], "a single number may come from the host"
+        with pytest.raises(Mixed, match=r"on the host, others on the GPU, at tests/test_pretend\.py"):
+            there + host
+        with pytest.raises(Mixed, match="an index on the GPU"):
+            host[there.long()]
+        assert not there.cpu().is_cuda and host.to("cuda").is_cuda and not isinstance(there.to("cpu"), There)
+        assert isinstance(torch.empty(4, pin_memory=True)[1:], Pinned)
+
+
+def test_waits_are_noted_and_free_copies_are_none() -> None:
+    with pretended() as device:
+        there, pinned = torch.arange(4, device="cuda"), torch.zeros(4, dtype=torch.long, pin_memory=True)
+        pinned.copy_(there, non_blocking=True)
+        there.copy_(pinned, non_blocking=True)
+        there.masked_fill_(there > 2, 0)
+        there[there > 2] = 0
+        assert device.waits == []
+        asking: list[Callable[[], object]] = [
+            lambda: there.sum().item(), lambda: bool(there.any()), lambda: there.nonzero(), lambda: there[there > 0],
+            lambda: there[torch.tensor([1])], lambda: there[there[1]], lambda: there.cpu(),
+            lambda: there.copy_(torch.ones(4)), lambda: torch.tensor([1], device="cuda"),
+            lambda: there.repeat_interleave(there), lambda: torch.equal(there, there),
+        ]  # fmt: skip
+        for number, call in enumerate(asking, 1):
+            call()
+            assert len(device.waits) == number, number
+
+
+def test_a_graph_repeats_what_was_asked_on_the_same_memory() -> None:
+    with pretended():
+        total, step = torch.zeros(2, device="cuda"), torch.ones(2, device="cuda")
+        number, graph = 3, Graph()
+        with torch.cuda.graph(graph):  # type: ignore[arg-type]
+            out = total + step * number
+            total += step
+        assert total.tolist() == [0, 0], "capturing runs nothing"
+        number = 100
+        step.fill_(2)
+        for _ in range(2):
+            graph.replay()
+        assert (out.tolist(), total.tolist()) == ([8, 8], [4, 4]), "the 3 is in the graph, memory is read anew"
+        with pytest.raises(Waited, match=r"item at tests/test_pretend\.py"), torch.cuda.graph(Graph()):  # type: ignore[arg-type]
+            total.sum().item()
