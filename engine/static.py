@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.arm import Arm, SelectiveLayer, SlidingLayer
+from engine.compact import Compact
 from engine.ledger import LayerAudit
 from engine.model import Model, rotary_of
 from engine.seam import Call, forward_at
@@ -151,6 +153,7 @@ class Static:
         self.token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         self.now = torch.tensor(first, device=model.device)
         self.state = FixedState(layers, self.now)
+        self.compact = Compact(model.network) if model.device.type == "cuda" else nullcontext()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits = torch.zeros(0)
 
@@ -168,7 +171,8 @@ class Static:
         return self.logits
 
     def _run(self) -> Tensor:
-        logits = forward_at(self.model.network, self.token, self.now[None, None], self.state)
+        with self.compact:
+            logits = forward_at(self.model.network, self.token, self.now[None, None], self.state)
         for layer in self.layers:
             layer.step.join()
         self.now += 1

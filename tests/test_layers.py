@@ -13,7 +13,10 @@ PACKAGES = ("configs", "data", "engine", "eval", "methods", "scripts", "tests")
 ALLOWED = {
     "data": {"data"},
     "methods": {"methods"},
-    "engine": {"engine", "methods.base", "methods.store", "methods.full", "methods.scores", "methods.fixed"},
+    "engine": {
+        *("engine", "methods.base", "methods.store", "methods.full", "methods.scores", "methods.fixed"),
+        "methods.kernels.network",
+    },
     "eval": {"eval", "data", "engine.spec", "methods.base"},
     "configs": {"configs", "data", "engine.spec", "eval", "methods.base", "methods.budget"},
     "scripts": {*PACKAGES} - {"tests"},

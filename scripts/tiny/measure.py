@@ -113,7 +113,8 @@ def _asked(
         rule = parse_budget(budget)
         held = resolve(rule, method, len(prompt.ids), SINK, 0.5, 0, model.bytes_per_token)
         plans.append(Plan(f"{name} {budget}", method, None if method.kind == "none" else held))
-    question = Question(prompt.ids, zlib.crc32(sample.id.encode()), Stop(task.max_new_tokens, model.stop_tokens))
+    seed = zlib.crc32(f"0/{sample.id}".encode())  # that of `run.py` with its seed 0
+    question = Question(prompt.ids, seed, Stop(task.max_new_tokens, model.stop_tokens))
     for (name, budget), reply in zip(arms, answer(model, question, plans), strict=True):
         said = str(model.tokenizer.decode(list(reply.tokens), skip_special_tokens=True))
         score = 100 * score_sample(task, said, sample.answers, sample.all_classes)
