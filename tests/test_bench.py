@@ -11,6 +11,7 @@ import torch
 
 from engine.ledger import LayerAudit
 from engine.model import Model
+from methods.pqcache.method import PQCache
 from scripts.bench import main
 from scripts.speed.bandwidth import Bandwidth
 from scripts.speed.breakeven import BreakEven
@@ -121,6 +122,16 @@ def test_break_even_is_where_the_last_crossing_is() -> None:
     assert break_even(flat, [(n, 2.0) for n in (1, 2, 3, 4)]) is None
 
 
+def test_several_values_of_a_parameter_race_each_other() -> None:
+    words = ["model=tiny", "method=full,pqcache", "budget=0.1,0.2", "pqcache.clustering=gpu", "pqcache.bits=3,4"]
+    contenders = asked(words).contenders
+    assert [str(c) for c in contenders] == [
+        "full", *(f"pqcache bits={bits} {budget}" for budget in (0.1, 0.2) for bits in (3, 4))
+    ]  # fmt: skip
+    assert [c.method.bits for c in contenders if isinstance(c.method, PQCache)] == [3, 4, 3, 4]
+    assert len({c.title for c in contenders}) == 3
+
+
 def test_goals_pass_fail_and_stay_untried() -> None:
     rows = [replace(ROW, tokens=n) for n in (4096, 16384, 32768, 65536, 131072)]
     assert next(decode_goals(rows, True, [])).verdict == "PASS"
@@ -136,6 +147,10 @@ def test_goals_pass_fail_and_stay_untried() -> None:
         for row in (far, replace(far, tpot_ms=31.0), replace(far, of_full=1.1), replace(far, tokens=65536))
     ]
     assert verdicts == ["PASS", "FAIL", "FAIL", "UNTRIED"]
+    small, large = (replace(far, method=f"pqcache cache_blocks={n}", tpot_ms=ms) for n, ms in ((32, 40.0), (256, 20.0)))
+    both = {g.goal: g for g in decode_goals([*rows, small, large], True, [])}["PQCache from host memory at 128k"]
+    assert both.verdict == "PASS" and both.found.startswith("at 128k: 20.0 ms, 0.90 of full's step (pqcache cache_blo")
+    assert "; 40.0 ms" in both.found
     assert judged("g", "t", False, "x", gpu=False).verdict == "UNTRIED"
 
 

@@ -19,7 +19,8 @@ from scripts.speed.words import asked, loaded
 
 WORDS = (
     "overrides as run.py takes them: model=, method=a,b or all, budget=0.1,0.2, device=, dtype=, ...; besides, "
-    "NAME.param=value sets a parameter of method NAME alone; without method= all are run"
+    "NAME.param=value sets a parameter of method NAME alone, and several values of it race each other; without "
+    "method= all are run"
 )
 DECODE = """seconds of a decode step at fixed cache lengths, each beside its floor
 

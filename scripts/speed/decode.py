@@ -47,7 +47,7 @@ def decode(
             contenders.append(ready(model, c, max(lengths)))
             continue
         for way, length in product(how.ways, lengths):
-            sheet.add(DecodeRow(asked.label, c.name, c.budget, way, length, 1, note=f"{REFUSED}{reason}"))
+            sheet.add(DecodeRow(asked.label, c.title, c.budget, way, length, 1, note=f"{REFUSED}{reason}"))
     own = next((c for c in contenders if c.method.own_prefill), None)
     if own is not None:
         raise ValueError(
@@ -83,7 +83,7 @@ class Stage:
     def blank(self, entry: Entry, note: str = "") -> DecodeRow:
         """A row without figures."""
         c = entry.contender
-        return DecodeRow(self.label, c.name, c.budget, entry.way, self.length, entry.num_rows, note=note)
+        return DecodeRow(self.label, c.title, c.budget, entry.way, self.length, entry.num_rows, note=note)
 
     @property
     def full_bytes(self) -> int:

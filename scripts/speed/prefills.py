@@ -65,7 +65,7 @@ def prefills(
         if reason is None:
             contenders.append(ready(model, c, max(lengths)))
         else:
-            sheet.add(PrefillRow(asked.label, c.name, c.budget, max(lengths), note=f"{REFUSED}{reason}"))
+            sheet.add(PrefillRow(asked.label, c.title, c.budget, max(lengths), note=f"{REFUSED}{reason}"))
     with ExitStack() as stack:
         for contender in contenders:
             stack.enter_context(contender.method.running())
@@ -90,7 +90,7 @@ def add_rows(
         found[c] = None if ledger is None or past is None else [*past, ledger]
     full = next((ledgers for c, ledgers in found.items() if c.name == "full" and ledgers), None)
     for c, ledgers in found.items():
-        blank = PrefillRow(asked.label, c.name, c.budget, length)
+        blank = PrefillRow(asked.label, c.title, c.budget, length)
         sheet.add(replace(blank, note="out of memory") if ledgers is None else row_of(model, c, blank, ledgers, full))
 
 

@@ -93,15 +93,19 @@ def resident_goal(rows: Sequence[DecodeRow], gpu: bool, rest: str) -> Goal:
 
 
 def pqcache_goal(rows: Sequence[DecodeRow], gpu: bool, rest: str) -> Goal:
-    """PQCache with K and V in host memory."""
+    """PQCache with K and V in host memory; of several caches in front of it one must do, and all are said."""
     title, target = "PQCache from host memory at 128k", f"<= full's step and <= {PQCACHE_MS:g} ms"
-    ours = [row for row in rows if row.method == "pqcache" and row.tpot_ms and row.host_resident_bytes]
-    row = max(ours, key=lambda row: row.tokens, default=None)
-    if row is None or row.tpot_ms is None or row.of_full is None:
+    ours = [row for row in rows if row.method.split()[0] == "pqcache" and row.host_resident_bytes]
+    longest = max((row.tokens for row in ours), default=0)
+    held = [(row.tpot_ms, row.of_full, row) for row in ours if row.tokens == longest and row.tpot_ms and row.of_full]
+    if not held:
         return untried(title, f"no figure{rest}", target)
-    found = f"{row.tpot_ms:.1f} ms, {row.of_full:.2f} of full's step at {name(row.tokens)} ({row.decode}){rest}"
-    good = row.of_full <= 1.0 and row.tpot_ms <= PQCACHE_MS
-    return judged(title, target, good, found, gpu and row.tokens == LONGEST)
+    said = [
+        f"{ms:.1f} ms, {ratio:.2f} of full's step ({row.method}, {row.decode})"
+        for ms, ratio, row in sorted(held, key=lambda one: one[0])
+    ]
+    good = any(ms <= PQCACHE_MS and ratio <= 1.0 for ms, ratio, _ in held)
+    return judged(title, target, good, f"at {name(longest)}: {'; '.join(said)}{rest}", gpu and longest == LONGEST)
 
 
 def waits_goal(seen: Waits, trace: Path) -> Goal:

@@ -31,15 +31,24 @@ ALL = ("infllm.prefill=dense", "pqcache.clustering=gpu")
 
 @dataclass(frozen=True)
 class Contender:
-    """One method at one budget. budget: as it was written; "" where the method knows none."""
+    """One method at one budget. budget: as it was written; "" where the method knows none.
+
+    variant: its parameters of which several values were asked for, as `cache_blocks=256`.
+    """
 
     name: str
     method: Method
     budget: str
     settings: Settings
+    variant: str = ""
+
+    @property
+    def title(self) -> str:
+        """The method as rows name it."""
+        return f"{self.name} {self.variant}".rstrip()
 
     def __str__(self) -> str:
-        return f"{self.name} {self.budget}".rstrip()
+        return f"{self.title} {self.budget}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Asked:
 def asked(words: Sequence[str]) -> Asked:
     """Methods and budgets, all combinations; a method that knows no budget once. Raises ValueError, in one line.
 
-    `method=all` is all there are; `pqcache.bits=4` sets a parameter of that method alone.
+    `method=all` is all there are; `pqcache.bits=4` sets a parameter of that method alone, `pqcache.bits=4,6` makes two.
     """
     names = choices("method")
     if not any(word.startswith(("method=", "method._target_=")) for word in words):
@@ -72,10 +81,14 @@ def asked(words: Sequence[str]) -> Asked:
     for combination in jobs([word for word in words if word not in own]):
         chosen = next((str(parse(word).value()) for word in combination if word.startswith("method=")), "")
         mine = [f"method.{word.partition('.')[2]}" for word in own if owner(word) == chosen]
-        made = job(compose_config([*combination, *mine]), [])
-        specs.append(made.spec)
-        budget = "" if made.method.kind == "none" else str(parse_budget(made.settings.budget))
-        found[made.method_name, budget] = Contender(made.method_name, made.method, budget, made.settings)
+        several = [parse(word).is_sweep_override() for word in mine]
+        for single in jobs(mine):
+            made = job(compose_config([*combination, *single]), [])
+            specs.append(made.spec)
+            budget = "" if made.method.kind == "none" else str(parse_budget(made.settings.budget))
+            variant = " ".join(word.partition(".")[2] for word, one_of in zip(single, several, strict=True) if one_of)
+            contender = Contender(made.method_name, made.method, budget, made.settings, variant)
+            found[contender.title, budget] = contender
     contenders = tuple(found.values())
     refuse(specs, own, contenders)
     return Asked(specs[0], contenders[0].settings, contenders)
