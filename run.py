@@ -22,6 +22,7 @@ usage: python run.py [key=value ...]          one run
                    {suites}
   model=NAME       {models}
                    or any Hugging Face model: model=llama31_8b model.path=ORG/NAME model.revision=main
+  experiment=NAME  {experiments}
   data=SOURCE      auto, miniature, hub, or a folder or data.zip with LongBench's jsonl files
   budget=B         0.1 (ratio of the prompt), 512tok, 64MiB; sink tokens come on top
   protocol=P       longbench (methods act after the whole prompt), question_after (after its context)
@@ -117,7 +118,8 @@ def usage() -> str:
     def filled(found: list[str]) -> str:
         return fill(", ".join(found), 96, subsequent_indent=" " * 19)
 
-    return USAGE.format(methods=names("method"), tasks=names("task"), suites=filled([*SUITES]), models=names("model"))
+    groups = {"methods": "method", "tasks": "task", "models": "model", "experiments": "experiment"}
+    return USAGE.format(suites=filled([*SUITES]), **{key: names(group) for key, group in groups.items()})
 
 
 if __name__ == "__main__":

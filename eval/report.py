@@ -87,7 +87,8 @@ def next_command(work: Work) -> str:
     for method in COMPARED:
         if method not in done:
             return shlex.join(["python", "run.py", f"method={method}", *argv])
-    words = [word for word in argv if not word.startswith(("-", "budget="))]
+    # A sweep's arms share runs, which are decoded eagerly.
+    words = [word for word in argv if not word.startswith(("-", "budget=", "decode="))]
     curve = ["method=oracle,pqcache,h2o,sparq,infllm", "budget=0.02,0.05,0.1,0.2"]
     return shlex.join(["python", "run.py", "-m", *curve, *words])
 

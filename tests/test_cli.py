@@ -271,6 +271,13 @@ def test_a_good_run_ends_with_its_folder_and_the_next_command(cli: Cli) -> None:
     assert following.startswith("next: python run.py method=full ") and following.endswith(" data=miniature")
 
 
+def test_after_all_comparisons_comes_a_curve_whose_runs_are_shared(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.report.COMPARED", ())
+    [following] = [line for line in cli("decode=static", "budget=0.3").out.splitlines() if line.startswith("next: ")]
+    assert following.startswith("next: python run.py -m method=oracle,") and "budget=0.02,0.05,0.1,0.2" in following
+    assert "decode=" not in following and "budget=0.3" not in following
+
+
 def test_a_complete_run_is_not_asked_again(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cli()
     before = (first.folder / "records.jsonl").read_bytes()
@@ -444,7 +451,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
     shown = python("-X", "importtime", "run.py", "--help")
     assert time.perf_counter() - began < 1.5
     assert shown.returncode == 0 and "usage: python run.py" in shown.stdout
-    for name in ("pqcache", "narrativeqa", "llama31_8b"):
+    for name in ("pqcache", "narrativeqa", "llama31_8b", "systems"):
         assert name in shown.stdout
     for module in ("torch", "transformers", "hydra", "numpy"):
         assert f" {module}\n" not in shown.stderr
