@@ -69,12 +69,14 @@ def run_sweep(groups: Sequence[Sequence[Wanted]], argv: Sequence[str]) -> int:
     """Answer what is missing of all groups; the sweep's folder is the last line on stdout. The worst exit status."""
     members = [ready(group, number) for number, group in enumerate(groups)]
     folder = open_folder(members, argv)
-    loaded, status = Loaded(), 0
+    # Before hours of work, not amid them: whoever lacks rows is known by now.
+    loaded, status = Loaded(), tell([member for group in members for member in group if member.error is not None])
     with progress_bar(*extent(members), members[0][0].wanted.job.settings.progress) as bar:
         for group in members:
+            here = [member for member in group if member.error is None]
             with noted(folder, group):
                 go(group, None, loaded, bar)
-            status = max(status, tell(group))
+            status = max(status, tell(here))
     finish(members, folder)
     return status
 
@@ -129,7 +131,7 @@ def go(group: Group, shard: Shard | None, loaded: Loaded, bar: Bar) -> None:
         member.work, member.error, member.scores = seat.work, seat.error, seat.scores
 
 
-def tell(group: Group) -> int:
+def tell(group: Sequence[Member]) -> int:
     """Say on stderr what ended members, each reason once with the names of all whom it ended; the exit status."""
     reasons: dict[str, list[Member]] = {}
     for member in group:

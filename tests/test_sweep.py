@@ -13,6 +13,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
+import run as command_line
 from configs.arguments import choices
 from configs.compose import job
 from configs.experiments import JobWords, expand, is_experiment, sweep_of
@@ -91,6 +92,19 @@ def test_a_group_with_a_mistake_says_so_in_one_line(capsys: pytest.CaptureFixtur
     assert run_group([[f"results={tmp_path}", "progress=false", "method=window", "task=vcsum"]], []) == 1
     err = capsys.readouterr().err
     assert err.startswith("error: window 0.1 on vcsum: there are no miniature rows") and err.count("\n") == 1
+
+
+def test_who_cannot_run_is_told_once_and_before_the_others_do(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("eval.sweep.go", lambda *_: seen.append(capsys.readouterr().err))
+    words = ["-m", f"results={tmp_path}", "progress=false", "limit=1", "method=full,window", "task=trec,vcsum"]
+    assert command_line.main(words) == 1
+    assert (
+        seen[0].startswith("error: full on vcsum, window 0.1 on vcsum: there are no mini") and seen[0].count("\n") == 1
+    )
+    assert not any(seen[1:]) and not capsys.readouterr().err
 
 
 def test_a_sweep_shares_its_prefill_and_ends_with_its_folder(tmp_path: Path) -> None:
