@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from textwrap import shorten
 
 from data import longbench
 from data.base import Dataset, Sample, Task
@@ -88,7 +89,9 @@ def _read_hub() -> tuple[bytes, str]:
     try:
         rows = pq.read_table(path, columns=["question", "answer"]).to_pylist()
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:160]}); {HUB_REMEDY}") from None
+        raise ValueError(
+            f"{path} cannot be read ({shorten(str(error), 160, placeholder=' …')}); {HUB_REMEDY}"
+        ) from None
     # As the published jsonl is laid out, which makes the texts comparable.
     data = "".join(json.dumps({"question": row["question"], "answer": row["answer"]}) + "\n" for row in rows).encode()
     # The hub's cache keeps files under snapshots/<commit>/.

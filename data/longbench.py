@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from data.base import Dataset, Sample, Task
@@ -183,7 +184,7 @@ def hub_file(repository: str, name: str, revision: str | None, remedy: str) -> P
         return Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
     # Any exception: the client raises its own, the HTTP library's and the system's.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = shorten(str(error), 160, placeholder=" …")
         raise ValueError(f"{name} of {repository} did not come from the hub ({reason}); {remedy}") from None
 
 

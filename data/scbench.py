@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from string import Formatter
+from textwrap import shorten
 from typing import Any
 
 from data import filler, longbench
@@ -182,7 +183,7 @@ def read_folder(name: str, folder: Path) -> tuple[str, list[dict[str, Any]]]:
     try:
         return str(files[0].parent), [row for file in files for row in pq.read_table(file).to_pylist()]
     except (OSError, ValueError) as error:
-        raise ValueError(f"{files[0].parent} cannot be read ({' '.join(str(error).split())[:160]})") from None
+        raise ValueError(f"{files[0].parent} cannot be read ({shorten(str(error), 160, placeholder=' …')})") from None
 
 
 def _read_hub(name: str) -> tuple[str, list[dict[str, Any]]]:
@@ -193,7 +194,7 @@ def _read_hub(name: str) -> tuple[str, list[dict[str, Any]]]:
         path = Path(snapshot_download(HUB_REPOSITORY, repo_type="dataset", allow_patterns=[f"*{name}/test*.parquet"]))
     # Any exception: the client raises its own, the HTTP library's and the system's.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = shorten(str(error), 160, placeholder=" …")
         raise ValueError(f"{name} of {HUB_REPOSITORY} did not come from the hub ({reason}); {HUB_REMEDY}") from None
     # The hub's cache keeps files under snapshots/<commit>/.
     return f"hub:{HUB_REPOSITORY}@{path.name}:{name}", read_folder(name, path)[1]

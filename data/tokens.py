@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 
 from tokenizers import Tokenizer
 
@@ -63,7 +64,7 @@ def _found(path: str, revision: str | None) -> Path:
         return Path(hf_hub_download(path, FILE, revision=revision))
     # Any exception: the client raises its own, the HTTP library's and the system's.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = shorten(str(error), 160, placeholder=" …")
         raise ValueError(
             f"{FILE} of {path} did not come from the hub ({reason}); rows of exact length need it: give "
             "model.path=FOLDER with a local copy"

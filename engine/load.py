@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -189,7 +190,7 @@ def one_line(what: str, remedy: str = "") -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # a full disk has a better message of its own
         explain_out_of_memory(error, "the model's weights")
-        reason = " ".join(str(error).split())[:300]
+        reason = shorten(str(error), 300, placeholder=" …")
         raise ValueError(f"{what}: {reason or type(error).__name__} {remedy}".rstrip()) from error
 
 

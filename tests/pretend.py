@@ -245,7 +245,7 @@ def pretended() -> Iterator[Device]:
     """The GPU, for as long as it is entered."""
     from triton.runtime.interpreter import GridExecutor
 
-    device, launch, generator = Device(), GridExecutor.__call__, torch.Generator
+    device, launch, generator, move = Device(), GridExecutor.__call__, torch.Generator, nn.Module.to
 
     def launched(grid: Any, *args: Any, **kwargs: Any) -> None:
         host = [tuple(t.shape) for t in tensors_in((args, kwargs)) if type(t) is Tensor and t.numel()]
@@ -280,7 +280,9 @@ def pretended() -> Iterator[Device]:
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
         patch.setattr(torch.cuda, "graph", captured)
         patch.setattr(torch, "Generator", lambda device=None: generator())
-        patch.setattr(nn.Module, "to", lambda network, *_, **__: placed(network))
+        patch.setattr(
+            nn.Module, "to", lambda network, where: placed(network) if where == CUDA else move(network, where)
+        )
         patch.setattr(Tensor, "record_stream", lambda *_: None)
         patch.setattr(GridExecutor, "__call__", launched)
         with device:

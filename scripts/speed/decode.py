@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import median, quantiles
+from textwrap import shorten
 from typing import TypeVar
 
 import torch
@@ -173,7 +174,7 @@ def attempt(make: Callable[[], T]) -> T | str:
         return make()
     except Exception as error:
         memory = is_out_of_memory(error)
-        reason = "out of memory" if memory else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = "out of memory" if memory else f"{type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}"
     release()
     return reason
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 
@@ -120,7 +121,7 @@ def guarded_section(name: str, section: Callable[[Bench], Iterator[Goal]], bench
         yield from section(bench)
     except Exception as error:  # whatever broke here must not cost the other goals
         traceback.print_exception(error, file=sys.stderr)
-        yield untried(name, f"it broke: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        yield untried(name, f"it broke: {type(error).__name__}: {shorten(str(error), 200, placeholder=' …')}")
     with suppress(Exception):  # a broken device says so again at every call
         release()
 
