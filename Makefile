@@ -10,8 +10,8 @@ export OMP_WAIT_POLICY := PASSIVE
 run: setup  ## the main job: PQCache on the miniature narrativeqa
 	$(BIN)/python run.py method=pqcache task=narrativeqa
 
-test: setup  ## the default tests (no GPU, no network, under six minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: setup  ## the default tests (no GPU, no network, under six minutes), a file's tests in one of two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup  ## ruff, mypy --strict, import arrows
 	$(BIN)/ruff check .
