@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from methods.base import Layer
-from methods.scores import attention, group_sum, log_sum_exp
+from methods.base import Budget, Layer
+from methods.scores import attention, group_sum, log_sum_exp, top_k
 from methods.scores import logits as plain_logits
 from methods.store import pick
 
@@ -67,12 +67,33 @@ def channel_logits(part: Tensor, channels: Tensor, keys: Tensor, factor: Tensor,
     return out if layer.softcap is None else layer.softcap * torch.tanh(out / layer.softcap)
 
 
-def group_shares(score: Tensor, hidden: Tensor, layer: Layer) -> Tensor:
-    """Softmax of logits [H,C] over the columns that are not hidden [C], summed over each group: float32 [G,C].
+def largest_channels(queries: Tensor, num: int, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """(part float32 [H,r], channels [G,r], factor float32 [H]) of queries [H,D]: the r = `num` largest channels of the
+    group's sum of |q|, in order, each query's part in them, and scale / sqrt(|part|_1 / |q|_1)."""
+    if queries.is_cuda:
+        from methods.kernels.channels import largest_channels as kernel
 
-    Without learned sinks: a share of the columns that are seen.
-    """
-    return group_sum(score.masked_fill(hidden, -torch.inf).softmax(-1), layer.num_kv_heads)
+        return kernel(queries, layer.num_kv_heads, num, layer.scale)
+    wide, size = queries.float(), queries.float().abs()
+    channels = top_k(group_sum(size, layer.num_kv_heads), num)
+    each = channels.repeat_interleave(layer.group, 0)
+    total = size.sum(1)
+    coverage = torch.where(total > 0, size.gather(1, each).sum(1) / total, 1.0)  # a query of zeros has no scale
+    return wide.gather(1, each), channels, layer.scale / coverage.sqrt()
+
+
+def middle_shares(score: Tensor, now: Tensor, budget: Budget, layer: Layer, learned: bool = True) -> Tensor:
+    """Softmax of logits [H,C] over the tokens up to `now` (0-d), summed over each group: float32 [G,C]; -1 for tokens
+    that are no candidates. learned: whether the model's sinks take their part of it."""
+    if score.is_cuda:
+        from methods.kernels.shares import middle_shares as kernel
+
+        return kernel(score, now, budget.sink, budget.local, layer.num_kv_heads, layer.sinks if learned else None)
+    place = torch.arange(score.shape[1], device=score.device)
+    seen = score.masked_fill(place > now, -torch.inf)
+    shares = attention(seen[:, None], layer)[:, 0] if learned else seen.softmax(-1)
+    candidates = (place >= budget.sink) & (place < now - budget.local)
+    return group_sum(shares, layer.num_kv_heads).masked_fill(~candidates, -1.0)
 
 
 def put_rows(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, Selection, Step, packed
 from methods.fixed import FixedRows, FixedStep
 from methods.fused import logits as fused_logits
+from methods.fused import middle_shares
 from methods.scores import attention, group_sum, logits, top_k
 from methods.store import KVStore
 
@@ -47,9 +47,8 @@ class FixedOracle(FixedRows):
     """Scans all keys, chooses by the whole softmax."""
 
     def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, None]:
-        score = fused_logits(queries, self.k, self.layer).masked_fill_(self.place > now, -torch.inf)
-        scores = group_sum(attention(score[:, None], self.layer)[:, 0], self.layer.num_kv_heads)
-        return top_k(scores.masked_fill_(~self.middle(now), -1.0), self.budget.middle), None
+        scores = middle_shares(fused_logits(queries, self.k, self.layer), now, self.budget, self.layer)
+        return top_k(scores, self.budget.middle), None
 
     def scanned(self, num_tokens: int) -> int:
         return self.row_bytes(num_tokens) // 2

@@ -95,14 +95,28 @@ class FixedQuest(FixedRows):
         self.inside = torch.arange(self.page, device=self.layer.device)
 
     def extend(self, k: Tensor, v: Tensor, now: Tensor) -> None:
+        if k.is_cuda:
+            from methods.kernels.pages import put_page as kernel
+
+            return kernel(self.low, self.high, k, now, self.budget.sink, self.page)
         page = ((now - self.budget.sink) // self.page).expand_as(k)[:, None]
         self.low.scatter_reduce_(1, page, k[:, None], "amin")
         self.high.scatter_reduce_(1, page, k[:, None], "amax")
+        return None
+
+    def bounds(self, queries: Tensor, now: Tensor) -> Tensor:
+        """`bounds` [H,p]; -inf for pages that are not in the middle."""
+        (sink, local), layer = (self.budget.sink, self.budget.local), self.layer
+        if queries.is_cuda:
+            from methods.kernels.pages import page_bounds as kernel
+
+            return kernel(queries, self.low, self.high, now, sink, local, self.page, layer.scale, layer.softcap)
+        unused = self.number * self.page + sink >= now - local
+        return bounds(queries, self.low, self.high, layer).masked_fill(unused, -torch.inf)
 
     def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, None]:
         end = now - self.budget.local
-        unused = self.number * self.page + self.budget.sink >= end
-        scores = bounds(queries, self.low, self.high, self.layer).masked_fill(unused, -torch.inf)
+        scores = self.bounds(queries, now)
         pages = top_k(self.method.reduced(scores, self.layer), self.budget.middle // self.page)
         positions = (pages[..., None] * self.page + self.inside).flatten(1) + self.budget.sink
         return positions.masked_fill(positions >= end, -1), None

@@ -96,14 +96,24 @@ class FixedH2O(FixedStep):
 
     def attend(self, queries: Tensor, k: Tensor, v: Tensor, now: Tensor) -> Read:
         put_rows(self.k, self.v, k, v, self.vacant[:, 0], self.positions, now)
-        self.scores.scatter_(1, self.vacant, 0.0)
-        weights = attention(logits(queries, self.k, self.layer)[:, None], self.layer)[:, 0]
-        self.scores += group_sum(weights, self.layer.num_kv_heads)
-        outside = (self.positions >= self.budget.sink) & (self.positions <= now - self.recent)
-        ranks = self.method.rank(self.scores, self.positions, now)
-        gone = self.positions == lightest(ranks, self.positions, outside)
-        self.vacant.copy_(gone.to(torch.int8).argmax(1, keepdim=True))
+        weights = self.weigh(logits(queries, self.k, self.layer), now)
         return Read(weighted(weights, self.v), self.positions)
+
+    def weigh(self, score: Tensor, now: Tensor) -> Tensor:
+        """Probabilities [H,r] of logits [H,r]; they are added to the scores, and the lightest slot becomes vacant."""
+        sink, recent, layer = self.budget.sink, self.recent, self.layer
+        if score.is_cuda:
+            from methods.kernels.slots import weigh as kernel
+
+            state, dtype = (self.scores, self.positions, self.vacant), self.v.dtype
+            return kernel(score, *state, now, sink, recent, self.method.normalize, layer.sinks, dtype)
+        self.scores.scatter_(1, self.vacant, 0.0)
+        weights = attention(score[:, None], layer)[:, 0]
+        self.scores += group_sum(weights, layer.num_kv_heads)
+        outside = (self.positions >= sink) & (self.positions <= now - recent)
+        gone = self.positions == lightest(self.method.rank(self.scores, self.positions, now), self.positions, outside)
+        self.vacant.copy_(gone.to(torch.int8).argmax(1, keepdim=True))
+        return weights
 
     def traffic(self, start: int, num_steps: int) -> Traffic:
         kv = num_steps * self.row_bytes(self.positions.shape[1])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from methods.base import Budget, Index, Layer, Method, ModelFacts, Rest, Selection, Step
 from methods.fixed import FixedRows, FixedStep, put, roomy
-from methods.fused import channel_logits
+from methods.fused import channel_logits, largest_channels, middle_shares
 from methods.scores import group_sum, top_k
 from methods.store import GROW, KVStore
 
@@ -82,6 +82,9 @@ class FixedSparQ(FixedRows):
 
     def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, Rest | None]:
         approximate = self.method.approximate(queries, self.channels, self.layer)
+        if self.method.reduce == "softmax" and not self.method.reallocates(self.layer):
+            scores = middle_shares(approximate, now, self.budget, self.layer, learned=False)
+            return top_k(scores, self.budget.middle), None
         shares = approximate.masked_fill(self.place > now, -torch.inf).softmax(-1)
         scores = group_sum(shares if self.method.reduce == "softmax" else approximate, self.layer.num_kv_heads)
         candidates = self.middle(now)
@@ -134,20 +137,13 @@ class SparQ(Method):
         """The authors compensate without grouped queries and not with them, where it costs quality (spec 2.2)."""
         return layer.group == 1 if self.mean_value is None else self.mean_value
 
-    def channels_of(self, queries: Tensor, layer: Layer) -> Tensor:
-        """The r largest channels of sum over the group of |q|: [G,r] for queries [H,D]."""
-        return top_k(group_sum(queries.float().abs(), layer.num_kv_heads), self.num_channels(layer))
-
     def approximate(self, queries: Tensor, keys: Tensor, layer: Layer) -> Tensor:
         """q[i]·k[i] / tau, tau = sqrt(D |q[i]|_1 / |q|_1) (section 3): float32 [H,n] of queries [H,D].
 
-        keys channel-major [G,D,n]; i: `channels_of` the queries.
+        keys channel-major [G,D,n]; i: the r channels whose |q|, summed over the group, is largest.
         """
-        size, channels = queries.float().abs(), self.channels_of(queries, layer)
-        wide = channels.repeat_interleave(layer.group, 0)
-        total = size.sum(1)
-        coverage = torch.where(total > 0, size.gather(1, wide).sum(1) / total, 1.0)  # a query of zeros has no scale
-        return channel_logits(queries.float().gather(1, wide), channels, keys, layer.scale / coverage.sqrt(), layer)
+        part, channels, factor = largest_channels(queries, self.num_channels(layer), layer)
+        return channel_logits(part, channels, keys, factor, layer)
 
     def supports(self, model: ModelFacts) -> str | None:
         if self.rank is not None and self.rank > model.head_dim:
