@@ -91,8 +91,8 @@ class FixedQuest(FixedRows):
         self.method, self.page = index.method, index.page
         index._make_room(index.num_pages(self.k.shape[1]))
         self.low, self.high = index.low, index.high
-        self.number = torch.arange(self.low.shape[1], device=self.layer.device)
-        self.inside = torch.arange(self.page, device=self.layer.device)
+        self.first = torch.arange(self.low.shape[1], device=self.layer.device) * self.page + self.budget.sink
+        self.tokens = self.first[:, None] + torch.arange(self.page, device=self.layer.device)  # of each page
 
     def extend(self, k: Tensor, v: Tensor, now: Tensor) -> None:
         if k.is_cuda:
@@ -111,14 +111,13 @@ class FixedQuest(FixedRows):
             from methods.kernels.pages import page_bounds as kernel
 
             return kernel(queries, self.low, self.high, now, sink, local, self.page, layer.scale, layer.softcap)
-        unused = self.number * self.page + sink >= now - local
-        return bounds(queries, self.low, self.high, layer).masked_fill(unused, -torch.inf)
+        return bounds(queries, self.low, self.high, layer).masked_fill(self.first >= now - local, -torch.inf)
 
     def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, None]:
         end = now - self.budget.local
         scores = self.bounds(queries, now)
         pages = top_k(self.method.reduced(scores, self.layer), self.budget.middle // self.page)
-        positions = (pages[..., None] * self.page + self.inside).flatten(1) + self.budget.sink
+        positions = self.tokens[pages].flatten(1)
         return positions.masked_fill(positions >= end, -1), None
 
     def scanned(self, num_tokens: int) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from engine.model import Model
@@ -89,12 +90,16 @@ class Graph:
 
 
 class Device(TorchFunctionMode):
-    """The rules, while it is entered. waits: (operation, where) of each wait of the host. graph: what is captured."""
+    """The rules, while it is entered. waits: (operation, where) of each wait of the host. graph: what is captured.
+
+    launches: names of the Triton kernels so far. Their interpreter's own operations are hidden from dispatch modes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[tuple[str, str]] = []
         self.graph: Graph | None = None
+        self.launches: list[str] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -253,7 +258,8 @@ def pretended() -> Iterator[Device]:
             raise Mixed(f"kernel {grid.fn.__name__}: {host} on the host, at {place()}")
 
         def work() -> None:
-            with DisableTorchFunction():
+            device.launches.append(grid.fn.__name__)
+            with DisableTorchFunction(), _disable_current_modes():
                 launch(grid, *(as_kind(value, Tensor) for value in args),
                        **{name: as_kind(value, Tensor) for name, value in kwargs.items()})  # fmt: skip
 

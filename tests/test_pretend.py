@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.arm import Plan
-from engine.generate import Answer, Question, Stop, answer
+from engine.generate import Answer, Question, Stop, answer, make_arm, prefill
 from engine.model import Model
+from engine.static import begin
 from methods.base import Method
 from methods.pqcache.method import PQCache
 from tests.models import model_of, networks, prompt_ids
@@ -63,6 +66,60 @@ def test_a_graph_answers_as_the_host_s_steps_and_waits_for_nothing(name: str) ->
     ours, theirs = found.ledger, expected.ledger
     assert (ours.attended_mean, ours.moved, ours.hit_rates) == (theirs.attended_mean, theirs.moved, theirs.hit_rates)
     assert ours.resident == theirs.resident
+
+
+FREE = {
+    *("view", "_unsafe_view", "_reshape_alias", "reshape", "flatten", "unflatten", "t", "transpose", "permute", "mT"),
+    *("unsqueeze", "squeeze", "expand", "expand_as", "slice", "select", "narrow", "split", "chunk", "unbind"),
+    *("as_strided", "diagonal", "detach", "alias", "lift_fresh"),
+    *("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"),
+}
+
+
+class Operations(TorchDispatchMode):
+    """How often torch was asked for something that is neither a view nor empty memory."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.number: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += int(func.overloadpacket.__name__ not in FREE)
+        return func(*args, **(kwargs or {}))
+
+
+def launches(method: Method, num_layers: int) -> int:
+    """Operations and kernels of a captured step, as many as the nodes of its graph or a few more."""
+    with pretended() as device, torch.inference_mode():
+        model = on_gpu(model_of(networks("llama", head_dim=32, num_hidden_layers=num_layers)[0]))
+        layers, ids = model.layers(0), prompt_ids(120)
+        plan = Plan("it", method, None if method.kind == "none" else FIXED_BUDGET)
+        arm = make_arm(model, layers, plan, prefill(model, layers, ids, [plan]))
+        for layer in arm.selective:
+            layer.index.ready()
+        static, _ = begin("static", model, [arm], 8, audited=False)
+        assert static is not None
+        token = torch.full((1, 1), 5, device="cuda")
+        static.step(token)
+        before = len(device.launches)
+        asked = Operations()
+        with asked:
+            static.step(token)
+        return asked.number + len(device.launches) - before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        *[("full", 17), ("window", 18), ("snapkv", 18), ("h2o", 19), ("oracle", 22), ("sparq", 25), ("quest", 27)],
+        *[("pq_device", 27), ("pq_host", 61)],
+    ],
+)
+def test_a_layer_asks_for_few_launches(name: str, most: int) -> None:
+    """7 of them are the layer's matrices."""
+    method = quick(FIXED[name])
+    assert launches(method, 2) - launches(method, 1) <= most
 
 
 def test_sides_are_not_mixed() -> None:
