@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # slots at once
+BLOCK = 512  # slots at once: of 1,024 some would lie in local memory (Triton 3.6)
 
 
 def weigh(
