@@ -42,7 +42,10 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 
 
 class Compact:
-    """While it is entered, the network computes by kernels what is known of it. It may be entered again later."""
+    """While it is entered, the network computes by kernels what is known of it. It may be entered again later.
+
+    Making one runs every module that it looks at: a model keeps its own.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.swaps: list[Swap] = [*norms(network), *gates(network), *rotaries(network)]
@@ -84,10 +87,10 @@ def gates(network: nn.Module) -> Iterable[Swap]:
 
 def rotaries(network: nn.Module) -> Iterable[Swap]:
     """The function that a model's file calls for its rotary embedding."""
-    files = {sys.modules[type(module).__module__] for module in network.modules()}
+    files = {sys.modules.get(type(module).__module__) for module in network.modules()}
     [like, *_] = network.parameters()
     for file in files:
-        if not callable(getattr(file, ROTARY, None)):
+        if file is None or not callable(getattr(file, ROTARY, None)):
             continue
         values = probe(like, 5, 8).unflatten(0, (1, 5, 1))
         if agree(getattr(file, ROTARY), rotate, values[:, :2], values[:, 2:3], values[:, 3], values[:, 4]):
@@ -109,10 +112,10 @@ def agree(ours: Callable[..., Any], formula: Callable[..., Any], *given: Tensor)
     """Whether both give the same, bit for bit."""
     try:
         found, expected = ours(*given), formula(*given)
-    except Exception:  # whatever else it is, it is called otherwise
+        pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
+        return all(torch.equal(one, other) for one, other in pairs)
+    except Exception:  # whatever else it is, it is called otherwise or gives something else
         return False
-    pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
-    return all(isinstance(one, Tensor) and torch.equal(one, other) for one, other in pairs)
 
 
 def _norm(weight: Tensor, eps: float) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ import inspect
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from engine.compact import Compact
 from engine.seam import Call, forward
 from methods.base import Layer, ModelFacts
 
@@ -76,6 +78,11 @@ class Model:
             has_rope=rotary is not None,
             fingerprint=fingerprint(self.network),
         )
+
+    @cached_property
+    def compact(self) -> AbstractContextManager[None]:
+        """What its network is entered with for steps of fixed shapes: its small kernels on a GPU, elsewhere nothing."""
+        return Compact(self.network) if self.device.type == "cuda" else nullcontext()
 
     def layers(self, seed: int) -> list[Layer]:
         """The geometry of all layers, seeded for one sample."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from engine.arm import Arm, SelectiveLayer, SlidingLayer
-from engine.compact import Compact
 from engine.ledger import LayerAudit
 from engine.model import Model, rotary_of
 from engine.seam import Call, forward_at
@@ -153,7 +151,6 @@ class Static:
         self.token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         self.now = torch.tensor(first, device=model.device)
         self.state = FixedState(layers, self.now)
-        self.compact = Compact(model.network) if model.device.type == "cuda" else nullcontext()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits = torch.zeros(0)
 
@@ -171,7 +168,7 @@ class Static:
         return self.logits
 
     def _run(self) -> Tensor:
-        with self.compact:
+        with self.model.compact:
             logits = forward_at(self.model.network, self.token, self.now[None, None], self.state)
         for layer in self.layers:
             layer.step.join()

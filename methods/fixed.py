@@ -72,7 +72,6 @@ class FixedRows(FixedStep):
         held = list(parts)
         self.k, self.v = roomy([p.k for p in held], room, 1), roomy([p.v for p in held], room, 1)
         self.sink, self.late = always(layer, budget)
-        self.place = torch.arange(self.k.shape[1], device=layer.device)
 
     def attend(self, queries: Tensor, k: Tensor, v: Tensor, now: Tensor) -> Read:
         self.store(k, v, now)
@@ -92,10 +91,6 @@ class FixedRows(FixedStep):
     @abstractmethod
     def choose(self, queries: Tensor, now: Tensor) -> tuple[Tensor, Rest | None]:
         """Middle positions [G,k] that queries [H,D] read, always as many, and what stands in for the rest."""
-
-    def middle(self, now: Tensor) -> Tensor:
-        """Which positions [C] are candidates: behind the sink, before the local window."""
-        return (self.place >= self.budget.sink) & (self.place < now - self.budget.local)
 
     @property
     def num_read(self) -> int:

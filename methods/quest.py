@@ -128,7 +128,7 @@ class FixedQuest(FixedRows):
         return {"page_tokens": self.page}
 
     def tensors(self) -> Iterable[tuple[str, Tensor]]:
-        return (*super().tensors(), ("index", self.low), ("index", self.high))
+        return (*super().tensors(), ("index", self.low), ("index", self.high), ("index", self.tokens))
 
 
 def bounds(queries: Tensor, low: Tensor, high: Tensor, layer: Layer) -> Tensor:

@@ -12,8 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 pytest.importorskip("triton")
 
-from engine.compact import ROTARY, Compact, norms
-from tests.models import networks
+from engine.compact import ROTARY, Compact, agree, norms, rotate
+from tests.models import model_of, networks
+from tests.pretend import on_gpu, pretended
 
 NUM_LAYERS = 3
 
@@ -80,3 +81,19 @@ def test_it_is_there_while_entered_and_gone_after_an_error() -> None:
             torch.testing.assert_close(found, expected)
         raise KeyError
     assert not any("forward" in vars(module) for module in modules) and getattr(file, ROTARY) is original
+
+
+def test_what_gives_something_else_or_nothing_does_not_agree() -> None:
+    q, k, cos, sin = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 1, 16), torch.randn(1, 1, 16), torch.randn(1, 1, 16)
+    assert agree(rotate, rotate, q, k, cos, sin)
+    for other in (lambda *_: q, lambda *_: (q,), lambda *_: None, lambda a: a, lambda *_: [1, 2]):
+        assert not agree(other, rotate, q, k, cos, sin)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_model_looks_at_its_network_once() -> None:
+    assert not isinstance(model_of(networks("llama")[0]).compact, Compact), "on the host nothing is replaced"
+    with pretended():
+        model = on_gpu(model_of(networks("llama")[0]))
+        assert isinstance(model.compact, Compact) and model.compact is model.compact
+        assert len(model.compact.swaps) == 3 * NUM_LAYERS + 2

@@ -214,7 +214,7 @@ def test_rows_begin_where_wide_loads_may() -> None:
         arm = make_arm(network, layers, plan, prefill(network, layers, prompt_ids(301), [plan]))
         steps = fixed_layers(arm, 5, True)
     assert steps is not None
-    for capacity in (dict(steps[0].tensors())["k"].shape[1], steps[0].step.place.shape[0]):  # type: ignore[attr-defined]
+    for capacity in (dict(steps[0].tensors())["k"].shape[1], steps[0].step.channels.shape[2]):  # type: ignore[attr-defined]
         assert capacity == 320 and capacity % EVEN == 0
 
 

@@ -77,6 +77,15 @@ def test_weigh_slots(group: int, by_age: bool, sinks: bool, block: int) -> None:
         assert torch.equal(ours[2].cpu(), vacant)
 
 
+@pytest.mark.parametrize(("by_age", "goes"), [(False, 0), (True, 1)])
+def test_an_age_counts_the_newest_query(by_age: bool, goes: int) -> None:
+    """1 at the newest token against 1.5 one step before: 1 / 1 and 1.5 / 2 by age."""
+    held, positions = torch.tensor([[1.0, 1.5, 9.0]]).double(), torch.tensor([[30, 29, 3]])
+    state = [on_device(t) for t in (torch.zeros(1, 3), held, positions, torch.tensor([[5]]), torch.tensor(30))]
+    WEIGH(*state, 20, 0, by_age, None, torch.float32)
+    assert state[3].item() == goes
+
+
 @pytest.mark.parametrize("block", [4, 32])
 def test_of_equal_slots_the_later_token_goes_and_nobody_else_than_allowed(block: int) -> None:
     positions = torch.tensor([[7, 3, 9, 5, 0, 8, 30], [6, 12, 4, 10, 2, 11, 1]])

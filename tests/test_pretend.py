@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from engine.arm import Plan
 from engine.generate import Answer, Question, Stop, answer, make_arm, prefill
 from engine.model import Model
 from engine.static import begin
-from methods.base import Method
+from methods.base import Budget, Method
+from methods.h2o.method import H2O, FixedH2O
 from methods.pqcache.method import PQCache
 from tests.models import model_of, networks, prompt_ids
 from tests.pretend import CUDA, Graph, Mixed, Pinned, There, Waited, on_gpu, pretended
@@ -66,6 +68,29 @@ def test_a_graph_answers_as_the_host_s_steps_and_waits_for_nothing(name: str) ->
     ours, theirs = found.ledger, expected.ledger
     assert (ours.attended_mean, ours.moved, ours.hit_rates) == (theirs.attended_mean, theirs.moved, theirs.hit_rates)
     assert ours.resident == theirs.resident
+
+
+@pytest.mark.parametrize("method", [H2O(), H2O(normalize=True)])
+def test_the_kernel_is_told_how_h2o_ranks(method: H2O) -> None:
+    """Slots that weigh alike by their sums, and not by their ages, and the other way round."""
+
+    def given_up() -> int:
+        layer = model().layers(0)[0]
+        layer = replace(layer, num_heads=1, num_kv_heads=1)
+        held = {"scores": torch.tensor([[1.0, 1.5, 9.0]]).double(), "positions": torch.tensor([[30, 29, 3]])}
+        state = {**held, "vacant": torch.tensor([[2]]), "v": torch.zeros(1, 3, 32), "now": torch.tensor(30)}
+        there = {name: tensor.to("cuda") if pretending else tensor for name, tensor in state.items()}
+        now, score = there.pop("now"), torch.zeros(1, 3, device="cuda" if pretending else "cpu")
+        own = SimpleNamespace(layer=layer, budget=Budget(0, 0, 0), recent=0, method=method, **there)
+        own.positions[0, 2] = 31  # not allowed
+        FixedH2O.weigh(own, score, now)  # type: ignore[arg-type]
+        return int(own.vacant)
+
+    pretending = False
+    expected = given_up()
+    with pretended():
+        pretending = True
+        assert given_up() == expected == int(method.normalize)
 
 
 FREE = {

@@ -85,9 +85,10 @@ class FixedSparQ(FixedRows):
         if self.method.reduce == "softmax" and not self.method.reallocates(self.layer):
             scores = middle_shares(approximate, now, self.budget, self.layer, learned=False)
             return top_k(scores, self.budget.middle), None
-        shares = approximate.masked_fill(self.place > now, -torch.inf).softmax(-1)
+        place = torch.arange(approximate.shape[1], device=approximate.device)
+        shares = approximate.masked_fill(place > now, -torch.inf).softmax(-1)
         scores = group_sum(shares if self.method.reduce == "softmax" else approximate, self.layer.num_kv_heads)
-        candidates = self.middle(now)
+        candidates = (place >= self.budget.sink) & (place < now - self.budget.local)
         positions = top_k(scores.masked_fill(~candidates, -torch.inf), self.budget.middle)
         if not self.method.reallocates(self.layer):
             return positions, None
